@@ -1,0 +1,33 @@
+//! The only reader of time.
+//!
+//! Everything that decides gets `now` as an argument; everything that waits asks this module. It
+//! reads tokio's clock, so a test that pauses time moves the whole gateway.
+
+use std::time::Duration;
+
+pub use tokio::time::Instant;
+
+/// Now, on the monotonic clock that paused time moves.
+#[expect(clippy::disallowed_methods, reason = "this is the file that the lint points to")]
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// Waits until `at`; returns at once when it has passed.
+pub async fn sleep_until(at: Instant) {
+    tokio::time::sleep_until(at).await;
+}
+
+/// Waits for `duration`.
+pub async fn sleep(duration: Duration) {
+    tokio::time::sleep(duration).await;
+}
+
+/// Seconds since 1970 on the wall clock, for what people and other machines read. Never used to
+/// decide how long to wait.
+#[expect(clippy::disallowed_methods, reason = "this is the file that the lint points to")]
+pub fn unix_now() -> Duration {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+}

@@ -1,0 +1,2 @@
+//! A rate-limiting, batching gateway in front of the Tencent Cloud Chat server REST API.
+pub mod clock;
