@@ -1,0 +1,311 @@
+//! What was written, against the schema.
+//!
+//! Each source is applied on top of the ones before it, so a wrong value is reported even where
+//! another source overrides it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::command;
+use super::kind::Kind;
+use super::relations;
+use super::schema::{self, Visitor};
+use super::settings::Config;
+use super::suggest::{self, Known, Shape};
+use super::tree::{Finding, Item, Place, Value};
+
+/// Applies sources one after another and collects what is wrong.
+#[derive(Default)]
+pub(super) struct Reader<'a> {
+    findings: Vec<Finding<'a>>,
+    known: Known,
+    unknown: Vec<Unknown<'a>>,
+    /// Where each setting got the value that holds.
+    places: BTreeMap<String, Place<'a>>,
+    /// Settings whose value is wrong; what depends on them is not judged.
+    wrong: BTreeSet<String>,
+    frames: Vec<Frame<'a>>,
+}
+
+/// The section that the schema is in.
+struct Frame<'a> {
+    path: String,
+    /// What was written in it and has not been asked for yet.
+    items: Vec<Item<'a>>,
+    others_later: Option<&'static str>,
+}
+
+/// Something that no part of the schema asked for.
+struct Unknown<'a> {
+    path: String,
+    shape: Shape,
+    place: Place<'a>,
+    later: Option<&'static str>,
+}
+
+impl<'a> Reader<'a> {
+    /// Adds findings from elsewhere.
+    pub(super) fn report(&mut self, findings: Vec<Finding<'a>>) {
+        self.findings.extend(findings);
+    }
+
+    /// Overwrites in `config` what `items` set.
+    pub(super) fn apply(&mut self, items: Vec<Item<'a>>, config: &mut Config) {
+        self.enter(String::new(), items);
+        schema::visit(config, self);
+        self.leave();
+    }
+
+    /// Judges what can only be seen when all sources are applied, and gives everything back.
+    pub(super) fn finish(mut self, config: &Config) -> Vec<Finding<'a>> {
+        for unknown in &self.unknown {
+            let message = unknown.message(&self.known);
+            self.findings.push(Finding {
+                place: unknown.place,
+                message,
+            });
+        }
+        for conflict in relations::conflicts(config) {
+            if conflict
+                .settings
+                .iter()
+                .any(|setting| self.wrong.contains(*setting))
+            {
+                continue;
+            }
+            let places = conflict
+                .settings
+                .iter()
+                .filter_map(|setting| self.places.get(*setting));
+            // The source that overrides the other one made the conflict; of two in one source,
+            // the one that the message begins with.
+            if let Some(place) = places.rev().max_by_key(|place| place.rank()) {
+                self.findings.push(Finding {
+                    place: *place,
+                    message: conflict.message,
+                });
+            }
+        }
+        self.findings
+    }
+
+    fn enter(&mut self, path: String, items: Vec<Item<'a>>) {
+        self.frames.push(Frame {
+            path,
+            items,
+            others_later: None,
+        });
+    }
+
+    fn leave(&mut self) {
+        let Some(frame) = self.frames.pop() else {
+            return;
+        };
+        for item in frame.items {
+            let shape = match item.value {
+                Value::Section(_) => Shape::Section,
+                _ => Shape::Setting,
+            };
+            self.unknown.push(Unknown {
+                path: joined(&frame.path, &item.key),
+                shape,
+                place: item.place,
+                later: frame.others_later.filter(|_| shape == Shape::Section),
+            });
+        }
+    }
+
+    /// The whole path of a name in the section, and what was written for it.
+    fn take(&mut self, name: &str) -> (String, Option<Item<'a>>) {
+        let Some(frame) = self.frames.last_mut() else {
+            return (name.to_owned(), None);
+        };
+        let index = frame.items.iter().position(|item| item.key == name);
+        (
+            joined(&frame.path, name),
+            index.map(|index| frame.items.swap_remove(index)),
+        )
+    }
+
+    /// Like [`Reader::take`] for something that this version knows.
+    fn take_known(&mut self, name: &str, shape: Shape) -> (String, Option<Item<'a>>) {
+        let (path, item) = self.take(name);
+        self.known.insert(path.clone(), shape);
+        (path, item)
+    }
+
+    /// The value of a setting, if one was written and is right.
+    fn value<K: Kind>(&mut self, path: String, item: &Item<'a>, kind: &K) -> Option<K::Value> {
+        match kind.read(&item.value) {
+            Ok(value) => {
+                self.places.insert(path, item.value_place);
+                Some(value)
+            }
+            Err(problem) => {
+                let message = format!("{path} {problem}");
+                self.findings.push(Finding {
+                    place: item.value_place,
+                    message,
+                });
+                self.wrong.insert(path);
+                None
+            }
+        }
+    }
+
+    /// What a section holds; a value in its stead is a mistake.
+    fn section_items(&mut self, path: &str, item: Option<Item<'a>>) -> Vec<Item<'a>> {
+        let Some(item) = item else { return Vec::new() };
+        if let Value::Section(items) = item.value {
+            return items;
+        }
+        let advice = match item.place {
+            Place::File(_) => format!("write [{path}] once and its settings below"),
+            _ => "name one of its settings".to_owned(),
+        };
+        let message = format!(
+            "{path} is {}, but it is a section: {advice}",
+            item.value.described()
+        );
+        self.findings.push(Finding {
+            place: item.place,
+            message,
+        });
+        Vec::new()
+    }
+}
+
+impl Visitor for Reader<'_> {
+    fn section(&mut self, name: &'static str, body: impl FnOnce(&mut Self)) {
+        let (path, item) = self.take_known(name, Shape::Section);
+        let items = self.section_items(&path, item);
+        self.enter(path, items);
+        body(self);
+        self.leave();
+    }
+
+    fn setting<K: Kind>(&mut self, name: &'static str, value: &mut K::Value, kind: &K) {
+        let (path, item) = self.take_known(name, Shape::Setting);
+        if let Some(read) = item.and_then(|item| self.value(path, &item, kind)) {
+            *value = read;
+        }
+    }
+
+    fn optional<K: Kind>(&mut self, name: &'static str, value: &mut Option<K::Value>, kind: &K) {
+        let (path, item) = self.take_known(name, Shape::Setting);
+        if let Some(read) = item.and_then(|item| self.value(path, &item, kind)) {
+            *value = Some(read);
+        }
+    }
+
+    fn commands<K: Kind>(
+        &mut self,
+        name: &'static str,
+        entries: &mut BTreeMap<String, K::Value>,
+        kind: &K,
+    ) {
+        let (path, item) = self.take_known(name, Shape::Section);
+        for item in self.section_items(&path, item) {
+            if let Err(problem) = command::check(&item.key) {
+                let message = format!("{path}: {problem}");
+                self.findings.push(Finding {
+                    place: item.place,
+                    message,
+                });
+            } else if let Some(read) = self.value(joined(&path, &item.key), &item, kind) {
+                entries.insert(item.key.into_owned(), read);
+            }
+        }
+    }
+
+    fn later(&mut self, name: &'static str, until_then: &'static str) {
+        let (path, Some(item)) = self.take(name) else {
+            return;
+        };
+        let message = later_message(&path, &item.value, item.place, until_then);
+        self.findings.push(Finding {
+            place: item.place,
+            message,
+        });
+    }
+
+    fn other_sections_later(&mut self, until_then: &'static str) {
+        if let Some(frame) = self.frames.last_mut() {
+            frame.others_later = Some(until_then);
+        }
+    }
+}
+
+impl Unknown<'_> {
+    fn message(&self, known: &Known) -> String {
+        let what = match self.shape {
+            Shape::Section => format!("unknown section [{}]", self.path),
+            Shape::Setting => format!("unknown setting {}", self.path),
+        };
+        let nearest = match self.later {
+            Some(_) => suggest::sibling(&self.path, self.shape, known),
+            None => suggest::anywhere(&self.path, self.shape, known),
+        };
+        if let Some(nearest) = nearest {
+            return format!("{what}; did you mean {}?", self.spelt(nearest));
+        }
+        if let Some(until_then) = self.later {
+            return later_message(
+                &self.path,
+                &Value::Section(Vec::new()),
+                self.place,
+                until_then,
+            );
+        }
+        let (section, _) = suggest::split(&self.path);
+        let names = suggest::names_in(section, known).join(", ");
+        match section {
+            "" => format!("{what}; the sections are {names}"),
+            _ => format!("{what}; [{section}] has {names}"),
+        }
+    }
+
+    /// A name as it is written where the mistake is.
+    fn spelt(&self, path: &str) -> String {
+        match (self.place, self.shape) {
+            (Place::Environment(_), _) => {
+                format!(
+                    "{}{}",
+                    super::ENVIRONMENT_PREFIX,
+                    path.replace('.', "__").to_uppercase()
+                )
+            }
+            (Place::File(_), Shape::Section) => format!("[{path}]"),
+            _ => path.to_owned(),
+        }
+    }
+}
+
+fn later_message(path: &str, value: &Value<'_>, place: Place<'_>, until_then: &str) -> String {
+    let (what, noun) = match value {
+        Value::Section(_) => (format!("[{path}]"), "section"),
+        Value::List => (format!("[[{path}]]"), "section"),
+        _ => (path.to_owned(), "setting"),
+    };
+    let noun = match place {
+        Place::File(_) => noun,
+        Place::Environment(_) => "variable",
+        Place::Override(_) => "option",
+    };
+    format!("{what} is not in this version: {until_then}; remove the {noun}")
+}
+
+/// The path of a name in a section; names that need quotes get them, so that no control character
+/// reaches a terminal.
+fn joined(section: &str, name: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-/".contains(c);
+    let name = if !name.is_empty() && name.chars().all(plain) {
+        name.to_owned()
+    } else {
+        super::kind::shown(name)
+    };
+    if section.is_empty() {
+        name
+    } else {
+        format!("{section}.{name}")
+    }
+}

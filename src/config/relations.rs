@@ -1,0 +1,111 @@
+//! Settings that are right by themselves but not together.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::settings::Config;
+use super::upstream_url::Scheme;
+
+/// Settings that contradict each other.
+pub(super) struct Conflict {
+    /// Their paths; the message begins with the first.
+    pub(super) settings: [&'static str; 2],
+    pub(super) message: String,
+}
+
+/// Everything in `config` that cannot work together.
+pub(super) fn conflicts(config: &Config) -> Vec<Conflict> {
+    let Config {
+        listen,
+        queue,
+        retry,
+        ..
+    } = config;
+    let checks = [
+        (
+            collide(listen.traffic, listen.admin),
+            ["listen.admin", "listen.traffic"],
+            format!(
+                "listen.admin is {} and listen.traffic is {}, which cannot both be listened on; \
+                 give one of them another port",
+                listen.admin, listen.traffic
+            ),
+        ),
+        (
+            is_own_address(config),
+            ["upstream.url", "listen.traffic"],
+            format!(
+                "upstream.url is {}, where the gateway itself listens, so calls would go round in \
+                 a circle; write the address of the Chat API",
+                config.upstream.url
+            ),
+        ),
+        (
+            listen.max_body > queue.max_bytes,
+            ["listen.max_body", "queue.max_bytes"],
+            format!(
+                "listen.max_body is {} bytes, but only {} bytes may wait (queue.max_bytes), so the \
+                 largest bodies could never be served; raise queue.max_bytes or lower \
+                 listen.max_body",
+                listen.max_body, queue.max_bytes
+            ),
+        ),
+        (
+            queue.max_calls_per_key > queue.max_calls,
+            ["queue.max_calls_per_key", "queue.max_calls"],
+            format!(
+                "queue.max_calls_per_key is {}, but only {} calls may wait in all \
+                 (queue.max_calls); lower queue.max_calls_per_key or raise queue.max_calls",
+                queue.max_calls_per_key, queue.max_calls
+            ),
+        ),
+        (
+            retry.first_backoff > retry.max_backoff,
+            ["retry.first_backoff", "retry.max_backoff"],
+            format!(
+                "retry.first_backoff is {:?}, longer than retry.max_backoff, {:?}; lower \
+                 retry.first_backoff or raise retry.max_backoff",
+                retry.first_backoff, retry.max_backoff
+            ),
+        ),
+    ];
+    checks
+        .into_iter()
+        .filter(|(broken, _, _)| *broken)
+        .map(|(_, settings, message)| Conflict { settings, message })
+        .collect()
+}
+
+/// Whether two listeners cannot have both addresses. Port 0 stands for any free one, and `[::]`
+/// takes IPv4 along.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let covers = |one: IpAddr, other: IpAddr| {
+        one == other || (one.is_unspecified() && (one.is_ipv6() || other.is_ipv4()))
+    };
+    one.port() == other.port()
+        && one.port() != 0
+        && (covers(one.ip(), other.ip()) || covers(other.ip(), one.ip()))
+}
+
+fn is_own_address(config: &Config) -> bool {
+    let url = &config.upstream.url;
+    url.scheme == Scheme::Http
+        && config.listen.traffic.port() != 0
+        && url.authority.as_str().parse() == Ok(config.listen.traffic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::collide;
+
+    #[test]
+    fn addresses_collide_when_one_covers_the_other() {
+        let check = |one: &str, other: &str| collide(one.parse().unwrap(), other.parse().unwrap());
+        assert!(check("127.0.0.1:80", "127.0.0.1:80"));
+        assert!(check("127.0.0.1:80", "0.0.0.0:80"));
+        assert!(check("[::]:80", "127.0.0.1:80"));
+        assert!(!check("[::1]:80", "0.0.0.0:80"));
+        assert!(!check("127.0.0.1:80", "127.0.0.1:81"));
+        assert!(!check("127.0.0.1:80", "127.0.0.2:80"));
+        assert!(!check("127.0.0.1:0", "127.0.0.1:0"));
+    }
+}

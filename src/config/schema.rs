@@ -1,0 +1,236 @@
+//! Every setting once: its name, its kind and its bounds. The reader and the printer both walk
+//! this list, so what can be written is what is shown.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::duration::DurationIn;
+use super::kind::{Choice, CountIn, FilePath, Kind, ListenAddress, NumberIn, Switch};
+use super::level::LogFilter;
+use super::settings::{
+    ApiQuota, Config, Count, ExtensionQuota, Listen, Log, LogFormat, Order, Profile, Queue, Quota,
+    Quotas, Retry, StatusCodes, Upstream,
+};
+use super::size::SizeIn;
+use super::upstream_url::Url;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
+
+/// A time to wait: never none, and never so long that a call could wait for ever.
+const WAIT: DurationIn = DurationIn {
+    min: MILLISECOND,
+    max: DAY,
+};
+/// A time that may be none.
+const WAIT_OR_NONE: DurationIn = DurationIn {
+    min: Duration::ZERO,
+    max: DAY,
+};
+const WINDOW: DurationIn = DurationIn {
+    min: MILLISECOND,
+    max: HOUR,
+};
+const HOLD: DurationIn = DurationIn {
+    min: Duration::ZERO,
+    max: HOUR,
+};
+const LIMIT: CountIn<u32> = CountIn {
+    min: 1,
+    max: 1_000_000,
+};
+const CALLS: CountIn<usize> = CountIn {
+    min: 1,
+    max: 10_000_000,
+};
+const CONNECTIONS: CountIn<usize> = CountIn {
+    min: 1,
+    max: 1_000_000,
+};
+const ATTEMPTS: CountIn<u32> = CountIn { min: 1, max: 100 };
+const BUDGET: NumberIn = NumberIn {
+    min: 0.0,
+    max: 10.0,
+};
+const BODY: SizeIn = SizeIn {
+    min: 1,
+    max: 1 << 30,
+};
+const BYTES: SizeIn = SizeIn {
+    min: 1,
+    max: 1 << 40,
+};
+const STATUS_CODES: Choice<StatusCodes> = Choice {
+    words: &[("chat", StatusCodes::Chat), ("http", StatusCodes::Http)],
+    later: &[],
+};
+const ORDER: Choice<Order> = Choice {
+    words: &[("strict", Order::Strict)],
+    later: &["fair"],
+};
+const PROFILE: Choice<Profile> = Choice {
+    words: &[("exact", Profile::Exact)],
+    later: &["spaced", "cautious"],
+};
+const COUNT: Choice<Count> = Choice {
+    words: &[
+        ("auto", Count::Auto),
+        ("calls", Count::Calls),
+        ("pairs", Count::Pairs),
+    ],
+    later: &[],
+};
+const LOG_FORMAT: Choice<LogFormat> = Choice {
+    words: &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+    later: &[],
+};
+
+/// Something that is led past every setting.
+pub(super) trait Visitor: Sized {
+    /// A section; `body` leads past what is in it.
+    fn section(&mut self, name: &'static str, body: impl FnOnce(&mut Self));
+
+    /// A setting that always has a value.
+    fn setting<K: Kind>(&mut self, name: &'static str, value: &mut K::Value, kind: &K);
+
+    /// A setting that may be left out.
+    fn optional<K: Kind>(&mut self, name: &'static str, value: &mut Option<K::Value>, kind: &K);
+
+    /// A section with an entry per command.
+    fn commands<K: Kind>(
+        &mut self,
+        name: &'static str,
+        entries: &mut BTreeMap<String, K::Value>,
+        kind: &K,
+    );
+
+    /// A section or setting of a later version, and what holds until then.
+    fn later(&mut self, name: &'static str, until_then: &'static str);
+
+    /// Sections with other names than the ones so far belong to a later version.
+    fn other_sections_later(&mut self, until_then: &'static str);
+}
+
+/// Leads `v` past every setting of `config`.
+pub(super) fn visit<V: Visitor>(config: &mut Config, v: &mut V) {
+    let Config {
+        listen,
+        upstream,
+        queue,
+        merge,
+        shutdown,
+        retry,
+        quota,
+        state,
+        log,
+    } = config;
+    v.section("listen", |v| visit_listen(listen, v));
+    v.section("upstream", |v| visit_upstream(upstream, v));
+    v.section("queue", |v| visit_queue(queue, v));
+    v.section("merge", |v| {
+        v.setting("enabled", &mut merge.enabled, &Switch);
+    });
+    v.section("shutdown", |v| {
+        v.setting("grace", &mut shutdown.grace, &WAIT_OR_NONE);
+    });
+    v.section("retry", |v| visit_retry(retry, v));
+    v.section("quota", |v| visit_quotas(quota, v));
+    v.section("state", |v| {
+        v.setting("hold", &mut state.hold, &HOLD);
+        v.later(
+            "file",
+            "windows are forgotten at a restart, and state.hold covers for them",
+        );
+    });
+    v.section("log", |v| visit_log(log, v));
+    v.later(
+        "rule",
+        "only the commands that the gateway knows have quotas of their own",
+    );
+    v.later("shared", "each process keeps its own windows");
+    v.later("credentials", "callers sign their calls");
+    v.later("access", "whoever reaches the port may call");
+    v.later("trace", "there are logs and metrics, but no traces");
+}
+
+fn visit_listen<V: Visitor>(listen: &mut Listen, v: &mut V) {
+    v.setting("traffic", &mut listen.traffic, &ListenAddress);
+    v.setting("admin", &mut listen.admin, &ListenAddress);
+    v.setting("status_codes", &mut listen.status_codes, &STATUS_CODES);
+    v.setting("max_body", &mut listen.max_body, &BODY);
+    v.setting("max_connections", &mut listen.max_connections, &CONNECTIONS);
+    v.setting("header_timeout", &mut listen.header_timeout, &WAIT);
+    v.later("tls", "callers reach the gateway by plain HTTP");
+}
+
+fn visit_upstream<V: Visitor>(upstream: &mut Upstream, v: &mut V) {
+    v.setting("url", &mut upstream.url, &Url);
+    v.setting("connect_timeout", &mut upstream.connect_timeout, &WAIT);
+    v.setting("call_timeout", &mut upstream.call_timeout, &WAIT);
+    v.optional("ca", &mut upstream.ca, &FilePath);
+}
+
+fn visit_queue<V: Visitor>(queue: &mut Queue, v: &mut V) {
+    v.setting("deadline", &mut queue.deadline, &WAIT);
+    v.setting("max_calls", &mut queue.max_calls, &CALLS);
+    v.setting("max_bytes", &mut queue.max_bytes, &BYTES);
+    v.setting("max_calls_per_key", &mut queue.max_calls_per_key, &CALLS);
+    v.setting("order", &mut queue.order, &ORDER);
+}
+
+fn visit_retry<V: Visitor>(retry: &mut Retry, v: &mut V) {
+    v.setting("max_attempts", &mut retry.max_attempts, &ATTEMPTS);
+    v.setting("first_backoff", &mut retry.first_backoff, &WAIT);
+    v.setting("max_backoff", &mut retry.max_backoff, &WAIT);
+    v.setting("budget", &mut retry.budget, &BUDGET);
+}
+
+fn visit_quotas<V: Visitor>(quotas: &mut Quotas, v: &mut V) {
+    let Quotas {
+        group_attributes,
+        message_extension,
+        api,
+    } = quotas;
+    v.section("group_attributes", |v| {
+        let Quota {
+            limit,
+            window,
+            profile,
+        } = group_attributes;
+        visit_quota((limit, window, profile), v);
+    });
+    v.section("message_extension", |v| {
+        let ExtensionQuota {
+            limit,
+            window,
+            profile,
+            count,
+        } = message_extension;
+        visit_quota((limit, window, profile), v);
+        v.setting("count", count, &COUNT);
+    });
+    v.section("api", |v| {
+        let ApiQuota {
+            limit,
+            window,
+            profile,
+            commands,
+        } = api;
+        visit_quota((limit, window, profile), v);
+        v.commands("commands", commands, &LIMIT);
+    });
+    v.other_sections_later("a quota with a name of its own belongs to a [[rule]]");
+}
+
+fn visit_quota<V: Visitor>(quota: (&mut u32, &mut Duration, &mut Profile), v: &mut V) {
+    let (limit, window, profile) = quota;
+    v.setting("limit", limit, &LIMIT);
+    v.setting("window", window, &WINDOW);
+    v.setting("profile", profile, &PROFILE);
+}
+
+fn visit_log<V: Visitor>(log: &mut Log, v: &mut V) {
+    v.setting("level", &mut log.level, &LogFilter);
+    v.setting("format", &mut log.format, &LOG_FORMAT);
+}

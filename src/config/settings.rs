@@ -1,0 +1,226 @@
+//! What the gateway can be told: the sections and their settings, as it works with them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::upstream_url::UpstreamUrl;
+
+/// All settings, checked.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Config {
+    /// Where callers reach the gateway and what they may send.
+    pub listen: Listen,
+    /// Where the Chat API is and how long to wait for it.
+    pub upstream: Upstream,
+    /// How much may wait for a quota, and how long.
+    pub queue: Queue,
+    /// Whether calls travel together.
+    pub merge: Merge,
+    /// How the gateway stops.
+    pub shutdown: Shutdown,
+    /// How often and how soon a failed call is made again.
+    pub retry: Retry,
+    /// What the API allows.
+    pub quota: Quotas,
+    /// What a restart does to the windows.
+    pub state: State,
+    /// What is logged, and how.
+    pub log: Log,
+}
+
+/// `[listen]`: where callers reach the gateway and what they may send.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listen {
+    /// Where calls are taken. Default `127.0.0.1:8080`; port 0 takes a free one. An address that
+    /// others reach lets whoever reaches it call.
+    pub traffic: SocketAddr,
+    /// Where health, metrics and the status page are. Default `127.0.0.1:9090`. Not the traffic
+    /// address: probes must be answered while traffic is shed.
+    pub admin: SocketAddr,
+    /// The HTTP status of the gateway's own refusals. Default: as the API does.
+    pub status_codes: StatusCodes,
+    /// The largest body of a call, in bytes. Default 1 MiB, 1 byte to 1 GiB and at most
+    /// `queue.max_bytes`. A larger one is refused before it is read.
+    pub max_body: usize,
+    /// Connections of callers at a time. Default 10,000, 1 to 1,000,000. Further ones wait to be
+    /// accepted.
+    pub max_connections: usize,
+    /// How long a caller may take to send the head of a request. Default 10 s, 1 ms to 24 h. A
+    /// longer one lets slow callers hold connections.
+    pub header_timeout: Duration,
+}
+
+/// The HTTP status of the gateway's own refusals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatusCodes {
+    /// 200 with the error in the body, as the API answers: callers need no change.
+    Chat,
+    /// 400, 401, 413, 429, 502, 503 or 504, for callers and proxies that look at the status.
+    Http,
+}
+
+/// `[upstream]`: where the Chat API is and how long to wait for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Upstream {
+    /// Scheme, host and port of the API. Default `https://console.tim.qq.com`, which is China's;
+    /// other regions have hosts of their own.
+    pub url: UpstreamUrl,
+    /// How long connecting may take. Default 2 s, 1 ms to 24 h.
+    pub connect_timeout: Duration,
+    /// How long one attempt may take. Default 5 s, 1 ms to 24 h. The API itself gives up after
+    /// 3 s; a shorter time gives up calls that have taken effect.
+    pub call_timeout: Duration,
+    /// A PEM file with the certificates to trust instead of the usual ones. Default: none.
+    pub ca: Option<PathBuf>,
+}
+
+/// `[queue]`: how much may wait for a quota, and how long. What does not fit is refused at once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Queue {
+    /// How long a call may take in all. Default 30 s, 1 ms to 24 h. A call that cannot be served
+    /// by then is refused at once; callers may ask for less, not for more.
+    pub deadline: Duration,
+    /// Calls that wait at a time, in all. Default 100,000, 1 to 10,000,000.
+    pub max_calls: usize,
+    /// Bytes of bodies that wait at a time, in all. Default 256 MiB, 1 byte to 1 TiB. The gateway
+    /// needs about so much memory at worst.
+    pub max_bytes: usize,
+    /// Calls that wait at a time for one key (a group, a message). Default 10,000, 1 to
+    /// `max_calls`. Keeps one busy group from taking all the room.
+    pub max_calls_per_key: usize,
+    /// In which order the calls of one key leave.
+    pub order: Order,
+}
+
+/// In which order the calls of one key leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// As they came.
+    Strict,
+}
+
+/// `[merge]`: whether calls travel together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Merge {
+    /// Default true. Without merging each call spends quota of its own.
+    pub enabled: bool,
+}
+
+/// `[shutdown]`: how the gateway stops.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shutdown {
+    /// How long calls that were accepted may still be served after the signal. Default 30 s, 0 to
+    /// 24 h. Longer than what kills the process is of no use.
+    pub grace: Duration,
+}
+
+/// `[retry]`: how often and how soon a failed call is made again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retry {
+    /// Attempts of one call, the first included. Default 5, 1 to 100; 1 repeats nothing.
+    pub max_attempts: u32,
+    /// The pause before the second attempt, which doubles from one to the next and is shortened
+    /// at random. Default 100 ms, 1 ms to `max_backoff`.
+    pub first_backoff: Duration,
+    /// The longest pause. Default 5 s, 1 ms to 24 h.
+    pub max_backoff: Duration,
+    /// Repeats per call, over all calls. Default 0.2, 0 to 10; 0 repeats nothing. Keeps an
+    /// upstream that is down from getting a multiple of the load.
+    pub budget: f32,
+}
+
+/// `[quota.*]`: what the API allows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quotas {
+    /// Writes to the attributes of one group, of all four commands together. Default 5 in 1 s.
+    pub group_attributes: Quota,
+    /// Writes to the extensions of one message. Default 200 in 60 s.
+    pub message_extension: ExtensionQuota,
+    /// Calls of one command by one app. Default 200 in 1 s.
+    pub api: ApiQuota,
+}
+
+/// A limit in a window.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quota {
+    /// Calls in any window, 1 to 1,000,000. More than the app has at the vendor is refused there.
+    pub limit: u32,
+    /// How long the window is, 1 ms to 1 h.
+    pub window: Duration,
+    /// How the calls of a window are spread.
+    pub profile: Profile,
+}
+
+/// A limit in a window of which the vendor does not say what it counts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExtensionQuota {
+    /// Calls or pairs in any window, 1 to 1,000,000.
+    pub limit: u32,
+    /// How long the window is, 1 ms to 1 h.
+    pub window: Duration,
+    /// How the calls of a window are spread.
+    pub profile: Profile,
+    /// What is counted.
+    pub count: Count,
+}
+
+/// A limit per command in a window.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ApiQuota {
+    /// Calls of a command in any window, 1 to 1,000,000, unless `commands` says otherwise.
+    pub limit: u32,
+    /// How long the window is, 1 ms to 1 h.
+    pub window: Duration,
+    /// How the calls of a window are spread.
+    pub profile: Profile,
+    /// Commands with limits of their own in the same window, as `command` or `service/command`.
+    /// What is written adds to the defaults, which are the documented 100 per second of
+    /// `account_check`, `account_delete` and `multiaccount_import`.
+    pub commands: BTreeMap<String, u32>,
+}
+
+/// How the calls of a window are spread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// As soon as the window has room.
+    Exact,
+}
+
+/// What the quota of message extensions counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// Whatever the upstream turns out to count.
+    Auto,
+    /// Calls.
+    Calls,
+    /// Pairs of a key and a value, of which a call carries up to 20.
+    Pairs,
+}
+
+/// `[state]`: what a restart does to the windows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// Windows up to this length start as spent, because the process before may have spent them.
+    /// Default 1 s, 0 to 1 h; 0 starts at once and may be over the quota after a restart.
+    pub hold: Duration,
+}
+
+/// `[log]`: what is logged, and how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Log {
+    /// A level, or levels by part: `info,chat_gateway::lane=debug`. Default `info`.
+    pub level: String,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// An object per line, for collectors.
+    Json,
+}

@@ -1,0 +1,485 @@
+//! What is said about a mistake, and where.
+
+use super::{from_all, from_file};
+
+/// The mistakes in a file, without its name.
+fn check(text: &str, expected: &[&str]) {
+    let mistakes = from_file(text).unwrap_err();
+    let shown: Vec<String> = mistakes
+        .0
+        .iter()
+        .map(|mistake| mistake.to_string().replace("gateway.toml:", ""))
+        .collect();
+    assert_eq!(shown, expected, "for\n{text}");
+}
+
+/// The mistake in one value, which is shown where the value begins.
+fn check_value(setting: &str, value: &str, expected: &str) {
+    let (section, name) = setting.rsplit_once('.').unwrap();
+    let column = name.len() + 4;
+    let text = format!("[{section}]\n{name} = {value}\n");
+    check(&text, &[&format!("2:{column}: {setting} {expected}")]);
+}
+
+/// The mistakes in the environment and on the command line.
+fn check_outside(environment: &[(&str, &str)], overrides: &[&str], expected: &str) {
+    assert_eq!(
+        from_all("", environment, overrides)
+            .unwrap_err()
+            .to_string(),
+        expected
+    );
+}
+
+#[test]
+fn a_misspelt_name_is_answered_with_the_nearest_right_one() {
+    check(
+        "[queue]\ndedline = \"1s\"\n  max_body = \"1MiB\"\ncolour = 1\nmax_boddy = 1\n",
+        &[
+            "2:1: unknown setting queue.dedline; did you mean queue.deadline?",
+            "3:3: unknown setting queue.max_body; did you mean listen.max_body?",
+            "4:1: unknown setting queue.colour; [queue] has deadline, max_bytes, max_calls, \
+             max_calls_per_key, order",
+            "5:1: unknown setting queue.max_boddy; did you mean listen.max_body?",
+        ],
+    );
+    check(
+        "deadline = \"1s\"\nqueu.order = \"strict\"\nqueue_order = 1\n[quue]\nx = 1\n[zzz]\n",
+        &[
+            "1:1: unknown setting deadline; did you mean queue.deadline?",
+            "2:1: unknown section [queu]; did you mean [queue]?",
+            "3:1: unknown setting queue_order; did you mean queue.order?",
+            "4:1: unknown section [quue]; did you mean [queue]?",
+            "6:1: unknown section [zzz]; the sections are listen, log, merge, queue, quota, retry, \
+             shutdown, state, upstream",
+        ],
+    );
+    check(
+        "[quota.group_atributes]\nlimit = 1\n[quota]\nfoo = 1\n",
+        &[
+            "1:1: unknown section [quota.group_atributes]; did you mean [quota.group_attributes]?",
+            "4:1: unknown setting quota.foo; [quota] has api, group_attributes, message_extension",
+        ],
+    );
+}
+
+#[test]
+fn a_part_of_a_later_version_is_refused_once() {
+    check(
+        "[shared]\nredis = \"x\"\nprefix = 1\n[shared.more]\n[[rule]]\na = 1\n[[rule]]\nb = 1\n\
+         [credentials]\n[access]\n[trace]\n[state]\nfile = \"x\"\n[listen.tls]\ncert = \"x\"\n\
+         [quota.group_messages]\nlimit = 1\n",
+        &[
+            "1:1: [shared] is not in this version: each process keeps its own windows; remove the \
+             section",
+            "5:1: [[rule]] is not in this version: only the commands that the gateway knows have \
+             quotas of their own; remove the section",
+            "9:1: [credentials] is not in this version: callers sign their calls; remove the \
+             section",
+            "10:1: [access] is not in this version: whoever reaches the port may call; remove the \
+             section",
+            "11:1: [trace] is not in this version: there are logs and metrics, but no traces; \
+             remove the section",
+            "13:1: state.file is not in this version: windows are forgotten at a restart, and \
+             state.hold covers for them; remove the setting",
+            "14:1: [listen.tls] is not in this version: callers reach the gateway by plain HTTP; \
+             remove the section",
+            "16:1: [quota.group_messages] is not in this version: a quota with a name of its own \
+             belongs to a [[rule]]; remove the section",
+        ],
+    );
+    check_value(
+        "queue.order",
+        "\"fair\"",
+        "is \"fair\", which is not in this version; write \"strict\"",
+    );
+    for profile in ["spaced", "cautious"] {
+        check_value(
+            "quota.api.profile",
+            &format!("\"{profile}\""),
+            &format!("is \"{profile}\", which is not in this version; write \"exact\""),
+        );
+    }
+}
+
+#[test]
+fn what_is_not_toml_hides_no_other_mistake() {
+    check(
+        "[queue]\ndeadline = 5s\nmax_calls 5\nmax_bytes =\nmax_calls = 0\nmax_calls = 7\n[queue]\n\
+         order = \"fair\"\n[log]\nlevel = info\nformat = \"te\n]\n",
+        &[
+            "2:12: the value of deadline needs quotes: deadline = \"...\"",
+            "3:11: is not TOML: key with no value, expected `=`; write key = value or [section]",
+            "4:12: max_bytes has no value; write one or remove the line",
+            "5:13: queue.max_calls is 0; write a whole number from 1 to 10000000",
+            "6:1: max_calls is written a second time; keep one of the two",
+            "7:2: queue is written a second time; keep one of the two",
+            "8:9: queue.order is \"fair\", which is not in this version; write \"strict\"",
+            "10:9: the value of level needs quotes: level = \"...\"",
+            "11:13: is not TOML: invalid basic string, expected `\"`",
+            "12:1: is not TOML: missing table open, expected `[`; write key = value or [section]",
+        ],
+    );
+}
+
+#[test]
+fn what_follows_a_broken_header_is_not_taken_for_another_section() {
+    check(
+        "[retry]\n[queue\ndeadline = 5\n[retry.x]\n[log]\nformat = 1\n",
+        &[
+            "2:7: is not TOML: unclosed table, expected `]`; write key = value or [section]",
+            "4:1: unknown section [retry.x]; [retry] has budget, first_backoff, max_attempts, \
+             max_backoff",
+            "6:10: log.format is an integer; write \"text\" or \"json\"",
+        ],
+    );
+}
+
+#[test]
+fn columns_count_characters() {
+    check(
+        "queue = { \"größe\" = 1, deadline = 5 }\n",
+        &[
+            "1:11: unknown setting queue.\"größe\"; [queue] has deadline, max_bytes, max_calls, \
+             max_calls_per_key, order",
+            "1:35: queue.deadline is an integer; write a duration such as \"30s\" or \"250ms\"",
+        ],
+    );
+}
+
+#[test]
+fn a_value_in_the_stead_of_a_section_is_a_mistake_and_the_reverse() {
+    let advice = "but it is a section: write [queue] once and its settings below";
+    check(
+        "queue = 3\n",
+        &[&format!("1:1: queue is an integer, {advice}")],
+    );
+    check(
+        "[[queue]]\n[[queue]]\n",
+        &[&format!("1:1: queue is a list, {advice}")],
+    );
+    check(
+        "[queue.deadline]\n",
+        &["1:1: queue.deadline is a section; write a duration such as \"30s\" or \"250ms\""],
+    );
+}
+
+#[test]
+fn durations_have_a_unit_and_bounds() {
+    let advice = "write a duration such as \"30s\" or \"250ms\"";
+    for (value, problem) in [
+        ("5", "is an integer"),
+        ("1.5", "is a float"),
+        ("true", "is a boolean"),
+        ("[]", "is a list"),
+        ("1979-05-27", "is a date"),
+        ("\"\"", "is empty"),
+        ("\"5\"", "is \"5\", which has no unit"),
+        ("\"5x\"", "is \"5x\", not a duration"),
+        ("\"-1s\"", "is \"-1s\", not a duration"),
+    ] {
+        check_value("queue.deadline", value, &format!("{problem}; {advice}"));
+    }
+    for setting in [
+        "queue.deadline",
+        "upstream.call_timeout",
+        "listen.header_timeout",
+    ] {
+        check_value(
+            setting,
+            "\"0s\"",
+            "is \"0s\"; write a duration from 1ms to 24h",
+        );
+        check_value(
+            setting,
+            "\"2days\"",
+            "is \"2days\"; write a duration from 1ms to 24h",
+        );
+    }
+    let window = "quota.group_attributes.window";
+    check_value(
+        window,
+        "\"0s\"",
+        "is \"0s\"; write a duration from 1ms to 1h",
+    );
+    check_value(
+        window,
+        "\"2h\"",
+        "is \"2h\"; write a duration from 1ms to 1h",
+    );
+    check_value(
+        "state.hold",
+        "\"2h\"",
+        "is \"2h\"; write a duration from 0s to 1h",
+    );
+}
+
+#[test]
+fn sizes_have_a_unit_and_bounds() {
+    let advice = "write a size such as \"1MiB\", \"64KiB\" or \"1024B\"";
+    check_value("listen.max_body", "5", &format!("is an integer; {advice}"));
+    check_value(
+        "listen.max_body",
+        "\"1M\"",
+        &format!("is \"1M\", not a size; {advice}"),
+    );
+    check_value(
+        "listen.max_body",
+        "\"0B\"",
+        "is \"0B\"; write a size from 1B to 1GiB",
+    );
+    check_value(
+        "listen.max_body",
+        "\"2GiB\"",
+        "is \"2GiB\"; write a size from 1B to 1GiB",
+    );
+}
+
+#[test]
+fn counts_are_whole_and_within_bounds() {
+    let advice = "write a whole number from 1 to 1000000";
+    for (value, problem) in [
+        ("0", "is 0"),
+        ("-1", "is -1"),
+        ("1_000_001", "is 1000001"),
+        ("0xffffff", "is 16777215"),
+        (
+            "9999999999999999999999999999999999999999",
+            "is too large a number",
+        ),
+        ("\"5\"", "is a string"),
+    ] {
+        for quota in ["group_attributes", "message_extension", "api"] {
+            check_value(
+                &format!("quota.{quota}.limit"),
+                value,
+                &format!("{problem}; {advice}"),
+            );
+        }
+        check_value(
+            "quota.api.commands.account_check",
+            value,
+            &format!("{problem}; {advice}"),
+        );
+    }
+    check_value(
+        "retry.max_attempts",
+        "0",
+        "is 0; write a whole number from 1 to 100",
+    );
+}
+
+#[test]
+fn the_budget_is_a_number() {
+    for value in ["-1", "nan", "inf", "11", "1e400"] {
+        check_value(
+            "retry.budget",
+            value,
+            &format!("is {value}; write a number from 0 to 10"),
+        );
+    }
+}
+
+#[test]
+fn words_and_switches_are_named() {
+    check_value(
+        "listen.status_codes",
+        "\"htp\"",
+        "is \"htp\"; write \"chat\" or \"http\"",
+    );
+    check_value(
+        "log.format",
+        "\"xml\"",
+        "is \"xml\"; write \"text\" or \"json\"",
+    );
+    check_value(
+        "merge.enabled",
+        "\"yes\"",
+        "is a string; write true or false",
+    );
+}
+
+#[test]
+fn listeners_have_an_address_and_no_host_name() {
+    let advice = "write IP:PORT such as \"127.0.0.1:8080\", \"0.0.0.0:8080\" or \"[::1]:8080\"";
+    for (value, problem) in [
+        ("80", "is an integer"),
+        (
+            "\"localhost:80\"",
+            "is \"localhost:80\", a host name, which may stand for several addresses",
+        ),
+        ("\"127.0.0.1\"", "is \"127.0.0.1\", which has no port"),
+        ("\"::1\"", "is \"::1\", which has no port"),
+        ("\":8080\"", "is \":8080\", not an address"),
+        (
+            "\"http://127.0.0.1:80\"",
+            "is \"http://127.0.0.1:80\", not an address",
+        ),
+    ] {
+        check_value("listen.traffic", value, &format!("{problem}; {advice}"));
+    }
+}
+
+#[test]
+fn the_upstream_is_scheme_and_host_and_its_password_is_not_shown() {
+    let advice = "write scheme and host such as \"https://console.tim.qq.com\"";
+    for (url, problem) in [
+        ("h", "which does not begin with http:// or https://"),
+        ("https://h/v4", "which has a path; calls bring their own"),
+        ("https://h?x=1", "which has a query; calls bring their own"),
+        ("https://h#f", "which has a query; calls bring their own"),
+        ("ftp://h", "whose scheme is neither http nor https"),
+        ("https://", "not a URL"),
+        ("https://:80", "which has no host"),
+        ("https://h:0", "whose port is not from 1 to 65535"),
+        ("https://h:99999", "whose port is not from 1 to 65535"),
+    ] {
+        let value = format!("\"{url}\"");
+        check_value(
+            "upstream.url",
+            &value,
+            &format!("is {value}, {problem}; {advice}"),
+        );
+    }
+    let problem = "has a user or password, which the API has no use for";
+    check_value(
+        "upstream.url",
+        "\"https://u:pass@h\"",
+        &format!("{problem}; {advice}"),
+    );
+    check_value(
+        "upstream.ca",
+        "\"\"",
+        "is empty; write the path of a file or leave the setting out",
+    );
+}
+
+#[test]
+fn a_misspelt_log_level_is_not_taken_for_a_part_of_the_program() {
+    let advice = "write off, error, warn, info, debug or trace, \
+                  and for a part of the program part=level after a comma";
+    check_value(
+        "log.level",
+        "\"inof\"",
+        "has \"inof\", which is not a level; did you mean info?",
+    );
+    check_value(
+        "log.level",
+        "\"hyper\"",
+        &format!("has \"hyper\", which is not a level; {advice}"),
+    );
+    check_value("log.level", "\"\"", &format!("is empty; {advice}"));
+    check_value(
+        "log.level",
+        "\"[a\"",
+        &format!("is \"[a\": invalid filter directive; {advice}"),
+    );
+}
+
+#[test]
+fn names_of_commands_are_checked() {
+    check(
+        "[quota.api.commands]\n\"a b\" = 1\n",
+        &[
+            "2:1: quota.api.commands: \"a b\" is not the name of a command; write one such as \
+           account_check or \"open_msg_svc/get_history\"",
+        ],
+    );
+}
+
+#[test]
+fn settings_that_contradict_each_other_are_shown_where_one_is_written() {
+    let too_many = |per_key, place| {
+        format!(
+            "{place}: queue.max_calls_per_key is {per_key}, but only 10 calls may wait in all \
+             (queue.max_calls); lower queue.max_calls_per_key or raise queue.max_calls"
+        )
+    };
+    check("[queue]\nmax_calls = 10\n", &[&too_many(10_000, "2:13")]);
+    check(
+        "[queue]\nmax_calls = 10\nmax_calls_per_key = 11\n",
+        &[&too_many(11, "3:21")],
+    );
+    let mistakes = from_all(
+        "[queue]\nmax_calls_per_key = 11\n",
+        &[],
+        &["queue.max_calls=10"],
+    );
+    assert_eq!(
+        mistakes.unwrap_err().to_string(),
+        too_many(11, "--set queue.max_calls")
+    );
+    check(
+        "[listen]\ntraffic = \"0.0.0.0:9090\"\nmax_body = \"1GiB\"\n[retry]\nfirst_backoff = \"6s\"\n\
+         [upstream]\nurl = \"http://0.0.0.0:9090\"\n",
+        &[
+            "2:11: listen.admin is 127.0.0.1:9090 and listen.traffic is 0.0.0.0:9090, which cannot \
+             both be listened on; give one of them another port",
+            "3:12: listen.max_body is 1073741824 bytes, but only 268435456 bytes may wait \
+             (queue.max_bytes), so the largest bodies could never be served; raise queue.max_bytes \
+             or lower listen.max_body",
+            "5:17: retry.first_backoff is 6s, longer than retry.max_backoff, 5s; lower \
+             retry.first_backoff or raise retry.max_backoff",
+            "7:7: upstream.url is http://0.0.0.0:9090, where the gateway itself listens, so calls \
+             would go round in a circle; write the address of the Chat API",
+        ],
+    );
+}
+
+#[test]
+fn a_wrong_value_is_reported_once_and_even_where_another_source_overrides_it() {
+    check(
+        "[queue]\nmax_calls = \"x\"\nmax_calls_per_key = 200_000\n",
+        &["2:13: queue.max_calls is a string; write a whole number from 1 to 10000000"],
+    );
+    let mistakes = from_all("[merge]\nenabled = 1\n", &[], &["merge.enabled=false"]).unwrap_err();
+    assert_eq!(
+        mistakes.to_string(),
+        "gateway.toml:2:11: merge.enabled is an integer; write true or false"
+    );
+}
+
+#[test]
+fn a_mistake_in_the_environment_is_answered_with_a_variable() {
+    check_outside(
+        &[
+            ("CHAT_GATEWAY__QUEUE__DEDLINE", "1"),
+            ("CHAT_GATEWAY__QUEUE_DEADLINE", "1"),
+            ("CHAT_GATEWAY__queue__deadline", "1s"),
+            ("CHAT_GATEWAY__", "1s"),
+            ("CHAT_GATEWAY__SHARED__REDIS", "x"),
+            ("CHAT_GATEWAY__LISTEN__ADMIN", "127.0.0.1"),
+        ],
+        &[],
+        "CHAT_GATEWAY__: names no setting; write a name such as CHAT_GATEWAY__QUEUE__DEADLINE\n\
+         CHAT_GATEWAY__LISTEN__ADMIN: listen.admin is \"127.0.0.1\", which has no port; write \
+         IP:PORT such as \"127.0.0.1:8080\", \"0.0.0.0:8080\" or \"[::1]:8080\"\n\
+         CHAT_GATEWAY__QUEUE_DEADLINE: unknown setting queue_deadline; did you mean \
+         CHAT_GATEWAY__QUEUE__DEADLINE?\n\
+         CHAT_GATEWAY__QUEUE__DEDLINE: unknown setting queue.dedline; did you mean \
+         CHAT_GATEWAY__QUEUE__DEADLINE?\n\
+         CHAT_GATEWAY__SHARED__REDIS: [shared] is not in this version: each process keeps its own \
+         windows; remove the variable\n\
+         CHAT_GATEWAY__queue__deadline: is not in capitals; write CHAT_GATEWAY__QUEUE__DEADLINE",
+    );
+}
+
+#[test]
+fn a_mistake_on_the_command_line_is_shown_by_its_key_without_the_value() {
+    check_outside(
+        &[],
+        &[
+            "queue.deadline",
+            "queue.dedline=1",
+            "queue..x=1",
+            "queue=5",
+            "credentials.key=abc",
+        ],
+        "--set credentials.key: [credentials] is not in this version: callers sign their calls; \
+         remove the option\n\
+         --set queue: queue is an integer, but it is a section: name one of its settings\n\
+         --set queue..x: names no setting; write a name such as queue.deadline\n\
+         --set queue.deadline: has no value; write KEY=VALUE, such as queue.deadline=5s\n\
+         --set queue.dedline: unknown setting queue.dedline; did you mean queue.deadline?",
+    );
+}
