@@ -8,7 +8,10 @@ use std::time::Duration;
 pub use tokio::time::Instant;
 
 /// Now, on the monotonic clock that paused time moves.
-#[expect(clippy::disallowed_methods, reason = "this is the file that the lint points to")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the file that the lint points to"
+)]
 pub fn now() -> Instant {
     Instant::now()
 }
@@ -25,7 +28,10 @@ pub async fn sleep(duration: Duration) {
 
 /// Seconds since 1970 on the wall clock, for what people and other machines read. Never used to
 /// decide how long to wait.
-#[expect(clippy::disallowed_methods, reason = "this is the file that the lint points to")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the file that the lint points to"
+)]
 pub fn unix_now() -> Duration {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
