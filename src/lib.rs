@@ -1,4 +1,47 @@
 //! A rate-limiting, batching gateway in front of the Tencent Cloud Chat server REST API.
+//!
+//! The way of a call, and the modules in reading order:
+//!
+//! ```text
+//!  caller
+//!    | HTTP/1.1
+//!    v
+//!  ingress     accept, read the body under limits
+//!    v
+//!  gateway     catalogue: which command?   validate: bytes to a Call   lane: submit   render
+//!    v
+//!  lane        one task per live key: wait > take a permit > merge as late as possible > send
+//!    |                                            ^
+//!    |                                            quota: exact windows
+//!    v
+//!  upstream    tower: retry > meter (a permit per attempt) > client
+//!    | HTTP
+//!    v
+//!  the Chat API, or `simulate` in its place
+//! ```
+
+pub mod call;
 pub mod clock;
 pub mod config;
+pub mod error;
+
+pub mod catalogue;
+pub mod json;
+pub mod validate;
+
+pub mod gateway;
+pub mod ingress;
+pub mod reads;
+pub mod refused;
+
+pub mod lane;
+pub mod quota;
+pub mod sharded;
+pub mod upstream;
+
+pub mod admin;
+pub mod metrics;
+pub mod serve;
+pub mod shutdown;
+
 pub mod simulate;

@@ -1,0 +1,145 @@
+//! `/status.json`: what waits, where, and until when.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::Admin;
+use crate::{
+    call::QuotaClass,
+    clock::{self, Instant},
+    lane::View,
+    shutdown::Phase,
+};
+
+/// The keys that are shown: those whose first call has waited longest.
+const SHOWN: usize = 50;
+
+#[derive(Serialize)]
+struct Status<'a> {
+    version: &'a str,
+    phase: &'a str,
+    uptime_seconds: f64,
+    upstream: &'a str,
+    upstream_milliseconds: f64,
+    quota_refusals: u64,
+    waiting: Vec<Waiting<'a>>,
+    live_keys: usize,
+    keys: Vec<Key>,
+}
+
+#[derive(Serialize)]
+struct Waiting<'a> {
+    quota: &'a str,
+    calls: usize,
+    bytes: usize,
+}
+
+#[derive(Serialize)]
+struct Key {
+    quota: &'static str,
+    sdkappid: u64,
+    group: String,
+    msg_seq: Option<i128>,
+    wait_ms: f64,
+    queue_calls: usize,
+    queue_bytes: usize,
+    batches: u32,
+    in_flight_calls: u32,
+    attempts: u32,
+    limit: u32,
+    free_slots: u32,
+    next_slot_ms: Option<f64>,
+    slots_free_in_ms: Vec<f64>,
+    rests_ms: f64,
+}
+
+/// The status now, as JSON.
+pub(super) fn render(admin: &Admin) -> Vec<u8> {
+    let now = clock::now();
+    let mut lanes: Vec<_> = admin
+        .lanes
+        .live()
+        .into_iter()
+        .map(|lane| (lane.key().clone(), lane.view()))
+        .collect();
+    lanes.sort_by(|(a, one), (b, other)| {
+        other
+            .oldest_wait
+            .cmp(&one.oldest_wait)
+            .then_with(|| a.cmp(b))
+    });
+    let classes = QuotaClass::ALL.into_iter().map(Some).chain([None]);
+    let status = Status {
+        version: env!("CARGO_PKG_VERSION"),
+        phase: match admin.lifecycle.phase() {
+            Phase::Starting => "starting",
+            Phase::Ready => "ready",
+            Phase::Draining | Phase::Expired => "draining",
+        },
+        uptime_seconds: (now - admin.started).as_secs_f64(),
+        upstream: match admin.lanes.upstream.breaker.next_probe(now) {
+            None => "reachable",
+            Some(_) => "unreachable",
+        },
+        upstream_milliseconds: millis(admin.lanes.upstream.service_time.get()),
+        quota_refusals: admin.metrics.quota_refusals(),
+        waiting: classes
+            .map(|class| {
+                let (calls, bytes) = admin.lanes.room.waiting(class);
+                Waiting {
+                    quota: crate::metrics::quota_name(class),
+                    calls,
+                    bytes,
+                }
+            })
+            .collect(),
+        live_keys: lanes.len(),
+        keys: lanes
+            .into_iter()
+            .take(SHOWN)
+            .map(|(key, view)| Key {
+                quota: key.class.name(),
+                sdkappid: key.target.app,
+                group: key.target.group.to_string(),
+                msg_seq: key.target.message,
+                ..Key::of(&view, now)
+            })
+            .collect(),
+    };
+    serde_json::to_vec_pretty(&status).expect("strings and numbers serialize")
+}
+
+impl Key {
+    fn of(view: &View, now: Instant) -> Key {
+        let until = |at: Instant| millis(at.saturating_duration_since(now));
+        let rests_ms = view.slots.rests_until.map_or(0.0, until);
+        let next = match (view.slots.free, view.slots.cooling.first()) {
+            (0, Some(&at)) => Some(until(at)),
+            // Every slot is at the upstream: the next one is not known yet.
+            (0, None) => None,
+            _ => Some(0.0),
+        };
+        Key {
+            quota: "",
+            sdkappid: 0,
+            group: String::new(),
+            msg_seq: None,
+            wait_ms: millis(view.oldest_wait),
+            queue_calls: view.calls,
+            queue_bytes: view.bytes,
+            batches: view.batches,
+            in_flight_calls: view.under_way.map_or(0, |facts| facts.batch),
+            attempts: view.under_way.map_or(0, |facts| facts.attempts),
+            limit: view.limit,
+            free_slots: view.slots.free,
+            next_slot_ms: next.map(|next| next.max(rests_ms)),
+            slots_free_in_ms: view.slots.cooling.iter().copied().map(until).collect(),
+            rests_ms,
+        }
+    }
+}
+
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}

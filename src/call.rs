@@ -1,0 +1,183 @@
+//! The nouns that travel: what a caller asked, under which key it waits, what came back.
+
+use std::{fmt, ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode, uri::PathAndQuery};
+
+use crate::{catalogue::Command, clock::Instant};
+
+/// A request that was read whole and is sent on as it came.
+#[derive(Clone)]
+pub struct Head {
+    /// The method, unchanged.
+    pub method: Method,
+    /// Path and query, byte for byte but for parameters that were filled in.
+    pub target: PathAndQuery,
+    /// The end-to-end headers; the hop-by-hop ones are gone.
+    pub headers: HeaderMap,
+}
+
+impl fmt::Debug for Head {
+    /// Without query and headers: they hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Head")
+            .field("method", &self.method)
+            .field("path", &self.target.path())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A call of a known command that has passed every documented limit. Only
+/// [`validate`](crate::validate) makes one.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// Its entry in the catalogue.
+    pub command: &'static Command,
+    /// What goes upstream if it travels alone.
+    pub head: Arc<Head>,
+    /// Who asks, in the bytes in which he said it.
+    pub credentials: Credentials,
+    /// The body, as it came.
+    pub body: Bytes,
+    /// Whose state it reads or writes.
+    pub target: Target,
+    /// Whether it may share an upstream call with others.
+    pub travels: Travels,
+    /// The pairs it names; 1 for a command without pairs.
+    pub pairs: u32,
+    /// When it was read.
+    pub received: Instant,
+    /// When the caller wants to have heard.
+    pub deadline: Instant,
+}
+
+/// Whether a call may share an upstream call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Travels {
+    /// Every part of it is understood.
+    Together,
+    /// The caller asked for it, merging is off, or part of it is not wholly understood: it is sent
+    /// byte for byte.
+    Alone,
+}
+
+/// The three parameters that say who asks, compared as the bytes that came: credentials that
+/// differ in a byte never share a call.
+#[derive(Clone)]
+pub struct Credentials {
+    query: PathAndQuery,
+    sdkappid: Range<usize>,
+    identifier: Range<usize>,
+    usersig: Range<usize>,
+    /// The `sdkappid` as a number, for quota keys.
+    pub app: u64,
+}
+
+impl Credentials {
+    /// `sdkappid`, `identifier` and `usersig` are byte ranges of `target`.
+    pub fn new(
+        target: PathAndQuery,
+        sdkappid: Range<usize>,
+        identifier: Range<usize>,
+        usersig: Range<usize>,
+        app: u64,
+    ) -> Credentials {
+        Credentials {
+            query: target,
+            sdkappid,
+            identifier,
+            usersig,
+            app,
+        }
+    }
+
+    /// The raw bytes of `sdkappid`, `identifier` and `usersig`. Secret: never to be shown.
+    pub fn parts(&self) -> [&str; 3] {
+        let text = self.query.as_str();
+        [&self.sdkappid, &self.identifier, &self.usersig].map(|range| &text[range.clone()])
+    }
+}
+
+impl PartialEq for Credentials {
+    fn eq(&self, other: &Credentials) -> bool {
+        self.parts() == other.parts()
+    }
+}
+
+impl Eq for Credentials {}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("app", &self.app)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whose state a call is about: a group, or one message of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Target {
+    /// The app (`sdkappid`).
+    pub app: u64,
+    /// `GroupId`, decoded.
+    pub group: Arc<str>,
+    /// `MsgSeq`, for message extensions.
+    pub message: Option<i128>,
+}
+
+/// The quota that limits a write beside the API-wide one; its name is the `quota` label of the
+/// metrics and the settings' `[quota.NAME]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum QuotaClass {
+    /// Writes of a group's attributes: 5 a second for each group.
+    GroupAttributes,
+    /// Writes of a message's extensions: 200 a minute for each message.
+    MessageExtension,
+}
+
+impl QuotaClass {
+    /// Every class.
+    pub const ALL: [QuotaClass; 2] = [QuotaClass::GroupAttributes, QuotaClass::MessageExtension];
+
+    /// The name in settings and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            QuotaClass::GroupAttributes => "group_attributes",
+            QuotaClass::MessageExtension => "message_extension",
+        }
+    }
+
+    /// The code with which the API refuses a call over this quota.
+    pub fn refusal(self) -> i64 {
+        match self {
+            QuotaClass::GroupAttributes => 10049,
+            QuotaClass::MessageExtension => 23003,
+        }
+    }
+}
+
+/// One quota key: the calls of a lane are sent in the order in which they were read, one at a
+/// time.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LaneKey {
+    /// Which quota.
+    pub class: QuotaClass,
+    /// Of what.
+    pub target: Target,
+}
+
+/// What the upstream answered to one attempt.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// The HTTP status, as it came.
+    pub status: StatusCode,
+    /// The end-to-end headers.
+    pub headers: HeaderMap,
+    /// The body, as it came.
+    pub body: Bytes,
+    /// `ErrorCode`, when the command is known and the body is the API's JSON.
+    pub code: Option<i64>,
+    /// When its first byte was here: the call had arrived by then.
+    pub at: Instant,
+}

@@ -1,0 +1,454 @@
+//! The spine: find the command, validate, wait in a lane, render the answer.
+//!
+//! Three ways lead to the upstream. A write waits in the lane of its key. A read waits for its
+//! command's quota only, and identical ones share a call. A command that is not in the catalogue
+//! does the same alone, and its answer is not looked into.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use tower::ServiceExt as _;
+
+use crate::{
+    call::{Call, Head, Reply, Travels},
+    catalogue::{self, OTHER},
+    clock::{self, Instant},
+    config::{Config, StatusCodes},
+    error::{self, Reason, Refusal},
+    lane::{self, Lanes, NoAnswer},
+    metrics::{Metrics, Outcome},
+    quota::local::{Ahead, Scopes},
+    reads::Reads,
+    refused::RefusedCredentials,
+    shutdown::{Lifecycle, Phase},
+    upstream::{
+        Failure, Outbound,
+        client::drop_hop_by_hop,
+        trip::{Answer, Facts, Trip},
+    },
+    validate::{self, Terms},
+};
+
+/// Everything between a request and its answer.
+pub struct Gateway {
+    lanes: Arc<Lanes>,
+    reads: Arc<Reads>,
+    refused: RefusedCredentials,
+    metrics: Arc<Metrics>,
+    lifecycle: Lifecycle,
+    status_codes: StatusCodes,
+    deadline: Duration,
+    merge: bool,
+}
+
+/// The body of a request, or why there is none.
+pub type Body = Result<Bytes, Refusal>;
+
+impl Gateway {
+    /// A gateway over these parts.
+    pub fn new(
+        config: &Config,
+        lanes: Arc<Lanes>,
+        metrics: Arc<Metrics>,
+        lifecycle: Lifecycle,
+    ) -> Gateway {
+        Gateway {
+            lanes,
+            reads: Arc::default(),
+            refused: RefusedCredentials::new(),
+            metrics,
+            lifecycle,
+            status_codes: config.listen.status_codes,
+            deadline: config.queue.deadline,
+            merge: config.merge.enabled,
+        }
+    }
+
+    /// Answers one request, whose body is still to be read by `body`. Dropped before it is ready,
+    /// the caller has left: what waits leaves too, what was sent goes on.
+    pub async fn handle<F>(&self, request: Request<()>, body: F) -> Response<Bytes>
+    where
+        F: Future<Output = Body>,
+    {
+        let received = clock::now();
+        let command = catalogue::find(request.uri().path());
+        let label = command.map_or(OTHER, |command| command.name);
+        let mut ending = Ending {
+            gateway: self,
+            label,
+            received,
+            outcome: None,
+        };
+        let served = tokio::select! {
+            biased;
+            served = async { self.serve(request, body.await?, received).await } => served,
+            () = self.lifecycle.reached(Phase::Expired) => Err(draining().into()),
+        };
+        let (outcome, facts, mut response) = self.render(command.is_some(), served);
+        let took = clock::now() - received;
+        let upstream = facts.map_or(Duration::ZERO, |facts| facts.upstream);
+        let waited = took.saturating_sub(upstream);
+        ending.outcome = Some((outcome, waited));
+        let headers = response.headers_mut();
+        let timing = server_timing(waited, upstream);
+        headers.append("server-timing", timing);
+        if let Some(facts) = facts.filter(|facts| facts.attempts > 0) {
+            headers.insert("x-chat-gateway-batch", facts.batch.into());
+            headers.insert("x-chat-gateway-attempts", facts.attempts.into());
+        }
+        response
+    }
+
+    async fn serve(
+        &self,
+        request: Request<()>,
+        body: Bytes,
+        received: Instant,
+    ) -> Result<Answer, NoAnswer> {
+        let (parts, ()) = request.into_parts();
+        let wishes = Wishes::of(&parts.headers, self.deadline)?;
+        let deadline = received + wishes.deadline;
+        let target = parts.uri.path_and_query().cloned().ok_or_else(|| {
+            Refusal::invalid(error::BAD_REQUEST, "the request target has no path")
+        })?;
+        let mut headers = parts.headers;
+        drop_hop_by_hop(&mut headers);
+        // The body is here whole: hyper writes its length, and nobody needs to ask for it.
+        headers.remove(http::header::CONTENT_LENGTH);
+        headers.remove(http::header::EXPECT);
+        let head = Head {
+            method: parts.method,
+            target,
+            headers,
+        };
+        let Some(command) = catalogue::find(head.target.path()) else {
+            return self.pass_through(head, body, deadline).await;
+        };
+        let travels = if self.merge && wishes.merge {
+            Travels::Together
+        } else {
+            Travels::Alone
+        };
+        let terms = Terms {
+            received,
+            deadline,
+            travels,
+            random: rand::random(),
+        };
+        let call = validate::validate(command, head, body, terms)?;
+        self.refused.check(&call.credentials, received)?;
+        let credentials = call.credentials.clone();
+        let target = call.target.clone();
+        let answer = match command.action.quota() {
+            Some(class) => {
+                let answer = self.lanes.submit(class, call).await;
+                self.reads.forget(&target);
+                answer
+            }
+            None => self.read(call).await,
+        }?;
+        if let Ok(Reply {
+            code: Some(code), ..
+        }) = answer.result
+        {
+            self.refused.learn(&credentials, code, clock::now());
+        }
+        Ok(answer)
+    }
+
+    /// A command that is not in the catalogue: unchanged, under the API-wide limit only.
+    async fn pass_through(
+        &self,
+        head: Head,
+        body: Bytes,
+        deadline: Instant,
+    ) -> Result<Answer, NoAnswer> {
+        let app = head.target.query().and_then(validate::app);
+        let scopes = Scopes {
+            key: None,
+            command: self.lanes.quota.command(head.target.path(), app),
+        };
+        self.admit(&scopes, deadline)?;
+        let place = self.place(body.len())?;
+        let trip = Arc::new(Trip::for_one(deadline, place));
+        let running = self.send(None, Arc::new(head), body, scopes, trip.clone());
+        self.wait(Box::pin(running), &trip, deadline).await
+    }
+
+    /// A read: under the API-wide limit, shared with identical ones.
+    async fn read(&self, call: Call) -> Result<Answer, NoAnswer> {
+        let app = Some(call.target.app);
+        let command = self.lanes.quota.command(call.command.path, app);
+        let scopes = Scopes { key: None, command };
+        self.admit(&scopes, call.deadline)?;
+        let start = |deadline| {
+            let place = self.place(call.body.len())?;
+            let trip = Arc::new(Trip::for_one(deadline, place));
+            let (head, body) = (call.head.clone(), call.body.clone());
+            let running = self.send(Some(call.command), head, body, scopes.clone(), trip.clone());
+            Ok((trip, running))
+        };
+        if call.travels == Travels::Alone {
+            let (trip, running) = start(call.deadline)?;
+            return self.wait(Box::pin(running), &trip, call.deadline).await;
+        }
+        // Whoever joins may have a later deadline than the one who began.
+        let waiting = self
+            .reads
+            .share(&call, || start(call.received + self.deadline))?;
+        self.wait(waiting.answer, &waiting.trip, call.deadline)
+            .await
+    }
+
+    /// One call through the stack. It owns all that it needs, so that it can outlive its caller.
+    fn send(
+        &self,
+        command: Option<&'static catalogue::Command>,
+        head: Arc<Head>,
+        body: Bytes,
+        scopes: Scopes,
+        trip: Arc<Trip>,
+    ) -> impl Future<Output = Answer> + Send + 'static {
+        let stack = self.lanes.upstream.stack.clone();
+        let outbound = Outbound {
+            command,
+            head,
+            body,
+            scopes,
+            permit: None,
+            trip: trip.clone(),
+        };
+        async move {
+            let result = stack.oneshot(outbound).await;
+            Answer {
+                result,
+                facts: trip.facts(),
+            }
+        }
+    }
+
+    /// Waits for a call's end until the caller's deadline. If the caller leaves after it was sent,
+    /// it goes on without him: its slots are settled by its reply, not by a guess.
+    async fn wait<F>(
+        &self,
+        running: F,
+        trip: &Arc<Trip>,
+        deadline: Instant,
+    ) -> Result<Answer, NoAnswer>
+    where
+        F: Future<Output = Answer> + Send + Unpin + 'static,
+    {
+        let mut running = Departed {
+            running: Some(running),
+            trip: trip.clone(),
+        };
+        let future = running.running.as_mut().expect("just put there");
+        let answer = tokio::select! {
+            biased;
+            answer = future => {
+                running.running = None;
+                answer
+            }
+            () = clock::sleep_until(deadline) => return Err(self.too_late(trip)),
+        };
+        match answer.result {
+            Err(Failure::NoPermit) => Err(self.too_late(trip)),
+            _ => Ok(answer),
+        }
+    }
+
+    fn too_late(&self, trip: &Trip) -> NoAnswer {
+        let facts = trip.facts();
+        let refusal = if facts.attempts > 0 {
+            lane::unanswered()
+        } else if self
+            .lanes
+            .upstream
+            .breaker
+            .next_probe(clock::now())
+            .is_some()
+        {
+            lane::unreachable_upstream()
+        } else {
+            lane::too_late(error::API_LIMIT.into(), Duration::from_secs(1))
+        };
+        NoAnswer {
+            refusal,
+            facts: Some(facts),
+        }
+    }
+
+    /// Refuses at once what cannot be served in time.
+    fn admit(&self, scopes: &Scopes, deadline: Instant) -> Result<(), Refusal> {
+        let now = clock::now();
+        let upstream = &self.lanes.upstream;
+        if upstream
+            .breaker
+            .next_probe(now)
+            .is_some_and(|probe| probe > deadline)
+        {
+            return Err(lane::unreachable_upstream());
+        }
+        let service = upstream.service_time.get();
+        let at = scopes.forecast(now, Ahead::default(), service).at;
+        // One that need not wait is tried, however little time there is.
+        if at > now && at + service > deadline {
+            return Err(lane::too_long(error::API_LIMIT.into(), at - now));
+        }
+        Ok(())
+    }
+
+    fn place(&self, bytes: usize) -> Result<lane::room::Place, Refusal> {
+        let place = self.lanes.room.enter(None, bytes);
+        place.map_err(|full| lane::no_room(error::API_LIMIT.into(), full))
+    }
+
+    fn render(
+        &self,
+        known: bool,
+        served: Result<Answer, NoAnswer>,
+    ) -> (Outcome, Option<Facts>, Response<Bytes>) {
+        let (refusal, facts) = match served {
+            Ok(Answer {
+                result: Ok(reply),
+                facts,
+            }) => {
+                return (outcome_of(known, &reply), Some(facts), from_upstream(reply));
+            }
+            Ok(Answer {
+                result: Err(failure),
+                facts,
+            }) => (lane::failed(&failure), Some(facts)),
+            Err(NoAnswer { refusal, facts }) => (refusal, facts),
+        };
+        let outcome = match refusal.reason {
+            Reason::Invalid | Reason::TooLarge | Reason::Unauthorized => Outcome::Invalid,
+            Reason::Deadline | Reason::QueueFull | Reason::Draining => Outcome::Shed,
+            Reason::UpstreamUnreachable | Reason::UpstreamTimeout => Outcome::Failed,
+        };
+        let mut response = refusal.response(self.status_codes);
+        let origin = HeaderValue::from_static("gateway");
+        response
+            .headers_mut()
+            .insert("x-chat-gateway-origin", origin);
+        (outcome, facts, response)
+    }
+}
+
+/// What a caller may ask for by headers of the gateway.
+struct Wishes {
+    deadline: Duration,
+    merge: bool,
+}
+
+impl Wishes {
+    fn of(headers: &HeaderMap, max_deadline: Duration) -> Result<Wishes, Refusal> {
+        let wrong = |name, what: &str| {
+            Refusal::invalid(
+                error::BAD_REQUEST,
+                format!("the header {name} is not {what}"),
+            )
+        };
+        let deadline = match headers.get("x-chat-gateway-timeout") {
+            None => max_deadline,
+            Some(value) => value
+                .to_str()
+                .ok()
+                .and_then(|text| humantime::parse_duration(text.trim()).ok())
+                .ok_or_else(|| wrong("x-chat-gateway-timeout", "a duration such as 750ms or 5s"))?
+                .min(max_deadline),
+        };
+        let merge = match headers
+            .get("x-chat-gateway-merge")
+            .map(HeaderValue::as_bytes)
+        {
+            None | Some(b"on") => true,
+            Some(b"off") => false,
+            Some(_) => return Err(wrong("x-chat-gateway-merge", "off or on")),
+        };
+        Ok(Wishes { deadline, merge })
+    }
+}
+
+/// A call that goes on by itself if it is dropped after it was sent.
+struct Departed<F: Future<Output = Answer> + Send + Unpin + 'static> {
+    running: Option<F>,
+    trip: Arc<Trip>,
+}
+
+impl<F: Future<Output = Answer> + Send + Unpin + 'static> Drop for Departed<F> {
+    fn drop(&mut self) {
+        let Some(running) = self.running.take() else {
+            return;
+        };
+        if self.trip.facts().attempts == 0 {
+            return;
+        }
+        if self.trip.batch() == 1 {
+            self.trip.leave();
+        }
+        tokio::spawn(running);
+    }
+}
+
+/// Counts a call when it ends, also one whose caller has left.
+struct Ending<'a> {
+    gateway: &'a Gateway,
+    label: &'static str,
+    received: Instant,
+    outcome: Option<(Outcome, Duration)>,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        let took = clock::now() - self.received;
+        let (outcome, waited) = self.outcome.unwrap_or((Outcome::Cancelled, took));
+        self.gateway
+            .metrics
+            .request(self.label, outcome, took, waited);
+        tracing::debug!(
+            command = self.label,
+            ?outcome,
+            took_ms = took.as_secs_f64() * 1e3,
+            wait_ms = waited.as_secs_f64() * 1e3,
+            "call"
+        );
+    }
+}
+
+fn from_upstream(reply: Reply) -> Response<Bytes> {
+    let mut response = Response::new(reply.body);
+    *response.status_mut() = reply.status;
+    *response.headers_mut() = reply.headers;
+    let origin = HeaderValue::from_static("upstream");
+    response
+        .headers_mut()
+        .insert("x-chat-gateway-origin", origin);
+    response
+}
+
+fn outcome_of(known: bool, reply: &Reply) -> Outcome {
+    match reply.code {
+        _ if reply.status.is_server_error() => Outcome::Failed,
+        None if known => Outcome::Failed,
+        None if reply.status.is_client_error() => Outcome::Refused,
+        None | Some(0) => Outcome::Ok,
+        Some(_) => Outcome::Refused,
+    }
+}
+
+fn draining() -> Refusal {
+    Refusal::new(
+        Reason::Draining,
+        error::SERVICE_TIMEOUT,
+        "the gateway is stopping; send the call to another one",
+    )
+}
+
+/// `wait;dur=12.3, upstream;dur=45.6`, in milliseconds (W3C Server Timing).
+fn server_timing(wait: Duration, upstream: Duration) -> HeaderValue {
+    let [wait, upstream] = [wait, upstream].map(|time| time.as_secs_f64() * 1e3);
+    let text = format!("wait;dur={wait:.1}, upstream;dur={upstream:.1}");
+    HeaderValue::from_str(&text).expect("digits and letters are a legal header value")
+}

@@ -1,0 +1,450 @@
+//! Lanes: the calls of one quota key, in the order in which they were read, one upstream call at
+//! a time.
+//!
+//! A lane is a queue and, while anybody waits in it, a task ([`worker`]). It appears with the
+//! first call for its key and leaves when nobody waits; its window stays with the quota until it
+//! has passed.
+//!
+//! Calls are put into a lane only under the lock of the registry, and a lane that finds itself
+//! empty under that lock removes itself. So no call can arrive in a lane that has just left.
+
+pub mod merge;
+pub mod queue;
+pub mod room;
+mod worker;
+
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+
+use crate::{
+    call::{Call, LaneKey, QuotaClass},
+    catalogue::Command,
+    clock,
+    config::{Config, Count},
+    error::{self, Reason, Refusal},
+    metrics::Metrics,
+    quota::local::{Ahead, CommandSlots, Forecast, Limiting, Quota, Scopes, Slots},
+    sharded::{Sharded, give_back_memory},
+    upstream::{
+        Failure, Upstream,
+        trip::{Answer, Facts, Trip},
+    },
+};
+use queue::{Counting, Queue};
+use room::{Full, Place, Room};
+
+/// Every lane of this process.
+pub struct Lanes {
+    by_key: Sharded<LaneKey, Arc<Lane>>,
+    /// The windows.
+    pub quota: Arc<Quota>,
+    /// The bound on all that waits.
+    pub room: Arc<Room>,
+    /// The way out.
+    pub upstream: Upstream,
+    metrics: Arc<Metrics>,
+    max_calls_per_key: usize,
+    count: Count,
+}
+
+/// The calls of one key.
+#[derive(Debug)]
+pub struct Lane {
+    key: LaneKey,
+    slots: Arc<Slots>,
+    state: Mutex<State>,
+    /// The first call has left: what the lane waits for may have changed.
+    front_left: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    queue: Queue<Ticket>,
+    /// The calls that are on their way now.
+    under_way: Option<Arc<Trip>>,
+}
+
+/// How a waiting call is answered, and its place in the room.
+#[derive(Debug)]
+struct Ticket {
+    answer: oneshot::Sender<Answer>,
+    _place: Place,
+}
+
+/// Why a lane has no answer of the upstream for a call.
+#[derive(Debug)]
+pub struct NoAnswer {
+    /// What the caller is told.
+    pub refusal: Refusal,
+    /// How far the call had come.
+    pub facts: Option<Facts>,
+}
+
+impl From<Refusal> for NoAnswer {
+    fn from(refusal: Refusal) -> NoAnswer {
+        NoAnswer {
+            refusal,
+            facts: None,
+        }
+    }
+}
+
+impl Lanes {
+    /// No lanes yet.
+    pub fn new(
+        config: &Config,
+        quota: Arc<Quota>,
+        upstream: Upstream,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Lanes> {
+        Arc::new(Lanes {
+            by_key: Sharded::new(),
+            quota,
+            room: Arc::new(Room::new(config.queue.max_calls, config.queue.max_bytes)),
+            upstream,
+            metrics,
+            max_calls_per_key: config.queue.max_calls_per_key,
+            count: config.quota.message_extension.count,
+        })
+    }
+
+    /// Puts a call into its lane and waits for its answer, until its deadline. Dropped before, the
+    /// call leaves its lane at once.
+    pub async fn submit(
+        self: &Arc<Self>,
+        class: QuotaClass,
+        call: Call,
+    ) -> Result<Answer, NoAnswer> {
+        let deadline = call.deadline;
+        let key = LaneKey {
+            class,
+            target: call.target.clone(),
+        };
+        let slots = self.quota.weight(class, call.pairs);
+        let limit = self.quota.pace(class).limit;
+        if slots > limit {
+            return Err(Refusal::invalid(
+                crate::catalogue::rules::INVALID_PARAMETER,
+                format!(
+                    "/ExtensionList has {slots} pairs, the quota is {limit} pairs in a window: \
+                     send fewer at a time"
+                ),
+            )
+            .into());
+        }
+        let (seat, answer) = self.enter(key, call, slots)?;
+        tokio::select! {
+            biased;
+            answer = answer => answer.map_err(|_| {
+                unreachable!("a lane answers every call that it takes from its queue")
+            }),
+            () = clock::sleep_until(deadline) => Err(seat.too_late()),
+        }
+    }
+
+    /// Lanes in which somebody waits or is under way.
+    pub fn live(&self) -> Vec<Arc<Lane>> {
+        let mut live = Vec::new();
+        for shard in self.by_key.each() {
+            live.extend(shard.values().cloned());
+        }
+        live
+    }
+
+    fn enter(
+        self: &Arc<Self>,
+        key: LaneKey,
+        call: Call,
+        slots: u32,
+    ) -> Result<(Seat<'_>, oneshot::Receiver<Answer>), Refusal> {
+        let class = key.class;
+        let place = self
+            .room
+            .enter(Some(class), call.body.len())
+            .map_err(|full| no_room(class.refusal(), full))?;
+        let mut shard = self.by_key.lock(&key);
+        let lane = shard.get(&key).cloned();
+        let is_new = lane.is_none();
+        let lane = lane.unwrap_or_else(|| self.lane(key));
+        let mut state = lane.state.lock();
+        if state.queue.calls() >= self.max_calls_per_key {
+            let mut refusal = no_room(class.refusal(), Full::Key);
+            refusal.retry_after =
+                Some(self.forecast(&lane, &state, &call, slots).at - clock::now());
+            return Err(refusal);
+        }
+        self.admit(&lane, &state, &call, slots)?;
+        let (answer, receiver) = oneshot::channel();
+        let ticket = Ticket {
+            answer,
+            _place: place,
+        };
+        let number = state.queue.push(call, slots, ticket);
+        drop(state);
+        if is_new {
+            shard.insert(lane.key.clone(), lane.clone());
+            tokio::spawn(worker::run(self.clone(), lane.clone()));
+        }
+        drop(shard);
+        Ok((
+            Seat {
+                lanes: self,
+                lane,
+                number,
+            },
+            receiver,
+        ))
+    }
+
+    /// Refuses at once what cannot be served in time.
+    fn admit(&self, lane: &Lane, state: &State, call: &Call, slots: u32) -> Result<(), Refusal> {
+        let now = clock::now();
+        if let Some(probe) = self.upstream.breaker.next_probe(now)
+            && probe > call.deadline
+        {
+            return Err(unreachable_upstream());
+        }
+        let forecast = self.forecast(lane, state, call, slots);
+        let finish = forecast.at + self.upstream.service_time.get();
+        if finish <= call.deadline {
+            return Ok(());
+        }
+        let code = match forecast.limiting {
+            Limiting::Key => lane.key.class.refusal(),
+            Limiting::Command => error::API_LIMIT.into(),
+        };
+        Err(too_long(code, forecast.at - now))
+    }
+
+    fn forecast(&self, lane: &Lane, state: &State, call: &Call, slots: u32) -> Forecast {
+        let now = clock::now();
+        let service = self.upstream.service_time.get();
+        let under_way = u32::from(state.under_way.is_some());
+        let ahead = Ahead {
+            slots: state.queue.slots(),
+            batches: state.queue.batches() + under_way,
+        };
+        self.scopes(lane, call, slots).forecast(now, ahead, service)
+    }
+
+    fn scopes(&self, lane: &Lane, call: &Call, slots: u32) -> Scopes {
+        Scopes {
+            key: Some((lane.slots.clone(), slots)),
+            command: self.command(lane, call.command),
+        }
+    }
+
+    fn command(&self, lane: &Lane, command: &Command) -> Arc<CommandSlots> {
+        self.quota.command(command.path, Some(lane.key.target.app))
+    }
+
+    fn lane(&self, key: LaneKey) -> Arc<Lane> {
+        let counting = match (key.class, self.count) {
+            (QuotaClass::MessageExtension, Count::Pairs) => Counting::Pairs,
+            _ => Counting::Calls,
+        };
+        let slots = self.quota.key(&key);
+        let state = State {
+            queue: Queue::new(counting),
+            under_way: None,
+        };
+        Arc::new(Lane {
+            key,
+            slots,
+            state: Mutex::new(state),
+            front_left: Notify::new(),
+        })
+    }
+
+    /// Removes the lane if nobody waits in it.
+    fn retire(&self, lane: &Lane) -> bool {
+        let mut shard = self.by_key.lock(&lane.key);
+        // Calls enter only under this lock, so a queue that is empty now stays empty.
+        if !lane.state.lock().queue.is_empty() {
+            return false;
+        }
+        shard.remove(&lane.key);
+        give_back_memory(&mut shard);
+        true
+    }
+}
+
+/// A caller's place in a lane, for as long as he waits there.
+struct Seat<'a> {
+    lanes: &'a Lanes,
+    lane: Arc<Lane>,
+    number: u64,
+}
+
+impl Seat<'_> {
+    /// The deadline has come: leaves the lane and says what the call was waiting for.
+    fn too_late(self) -> NoAnswer {
+        let waiting = self.lane.leave(self.number);
+        match waiting {
+            Some(job) => {
+                if self
+                    .lanes
+                    .upstream
+                    .breaker
+                    .next_probe(clock::now())
+                    .is_some()
+                {
+                    return unreachable_upstream().into();
+                }
+                let scopes = self.lanes.scopes(&self.lane, &job.call, job.slots);
+                let code = match scopes.limiting(clock::now()) {
+                    Limiting::Key => self.lane.key.class.refusal(),
+                    Limiting::Command => error::API_LIMIT.into(),
+                };
+                let state = self.lane.state.lock();
+                let next = self
+                    .lanes
+                    .forecast(&self.lane, &state, &job.call, job.slots)
+                    .at;
+                too_late(code, next.saturating_duration_since(clock::now())).into()
+            }
+            None => {
+                let facts = self
+                    .lane
+                    .state
+                    .lock()
+                    .under_way
+                    .as_ref()
+                    .map(|trip| trip.facts());
+                NoAnswer {
+                    refusal: unanswered(),
+                    facts,
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.lane.leave(self.number);
+    }
+}
+
+impl Lane {
+    /// Its key.
+    pub fn key(&self) -> &LaneKey {
+        &self.key
+    }
+
+    /// What there is to see of it.
+    pub fn view(&self) -> View {
+        let now = clock::now();
+        let slots = self.slots.view(now);
+        let state = self.state.lock();
+        let oldest = state.queue.front().map(|(_, job)| now - job.call.received);
+        View {
+            calls: state.queue.calls(),
+            bytes: state.queue.iter().map(|job| job.call.body.len()).sum(),
+            batches: state.queue.batches(),
+            oldest_wait: oldest.unwrap_or_default(),
+            under_way: state.under_way.as_ref().map(|trip| trip.facts()),
+            slots,
+            limit: self.slots.pace.limit,
+        }
+    }
+
+    fn leave(&self, number: u64) -> Option<queue::Job<Ticket>> {
+        let mut state = self.state.lock();
+        let was_front = state
+            .queue
+            .front()
+            .is_some_and(|(front, _)| front == number);
+        let left = state.queue.leave(number);
+        if was_front {
+            self.front_left.notify_one();
+        }
+        left
+    }
+}
+
+/// What there is to see of one lane.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// Calls that wait.
+    pub calls: usize,
+    /// Bytes of their bodies.
+    pub bytes: usize,
+    /// Upstream calls that they will make, at most.
+    pub batches: u32,
+    /// How long the first of them has waited.
+    pub oldest_wait: Duration,
+    /// What is on its way.
+    pub under_way: Option<Facts>,
+    /// Its window.
+    pub slots: crate::quota::local::View,
+    /// Slots of its window.
+    pub limit: u32,
+}
+
+/// There is no room to wait.
+pub fn no_room(code: i64, full: Full) -> Refusal {
+    let why = match full {
+        Full::Calls => "queue.max_calls calls wait already",
+        Full::Bytes => "queue.max_bytes bytes wait already",
+        Full::Key => "queue.max_calls_per_key calls wait for this key already",
+    };
+    let mut refusal = Refusal::new(Reason::QueueFull, narrow(code), format!("{why}: try later"));
+    refusal.retry_after = Some(Duration::from_secs(1));
+    refusal
+}
+
+/// A call that would have to wait for `wait`, beyond its deadline.
+pub fn too_long(code: i64, wait: Duration) -> Refusal {
+    let info = format!(
+        "the quota has no room before the deadline: the wait is {:.1} s",
+        wait.as_secs_f64()
+    );
+    let mut refusal = Refusal::new(Reason::Deadline, narrow(code), info);
+    refusal.retry_after = Some(wait);
+    refusal
+}
+
+/// A call whose deadline has come while it waited.
+pub fn too_late(code: i64, wait: Duration) -> Refusal {
+    let info = "the deadline has come while the call waited for quota; it was not sent";
+    let mut refusal = Refusal::new(Reason::Deadline, narrow(code), info);
+    refusal.retry_after = Some(wait.max(Duration::from_millis(1)));
+    refusal
+}
+
+/// The upstream cannot be reached and will not be tried before the deadline.
+pub fn unreachable_upstream() -> Refusal {
+    Refusal::new(
+        Reason::UpstreamUnreachable,
+        error::SERVICE_TIMEOUT,
+        "the upstream cannot be reached; the call was not sent",
+    )
+}
+
+/// The deadline has come while the call was at the upstream.
+pub fn unanswered() -> Refusal {
+    Refusal::new(
+        Reason::UpstreamTimeout,
+        error::SERVICE_TIMEOUT,
+        "the upstream has not answered before the deadline; the call may have taken effect",
+    )
+}
+
+/// What a caller is told of a failure.
+pub fn failed(failure: &Failure) -> Refusal {
+    let reason = match failure {
+        Failure::Unreachable(_) | Failure::Lost(_) => Reason::UpstreamUnreachable,
+        Failure::TimedOut(_) => Reason::UpstreamTimeout,
+        Failure::NoPermit => {
+            return too_late(error::API_LIMIT.into(), Duration::from_secs(1));
+        }
+    };
+    Refusal::new(reason, error::SERVICE_TIMEOUT, failure.to_string())
+}
+
+fn narrow(code: i64) -> i32 {
+    i32::try_from(code).expect("our own codes have five digits")
+}

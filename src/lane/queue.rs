@@ -1,0 +1,306 @@
+//! The calls of one lane in the order in which they were read. Pure: no clock, no task.
+//!
+//! The queue knows at any time how many upstream calls its own calls will make, so that a new call
+//! can be told how long it will wait. It counts groups: a call joins the group of the last one if
+//! the two may travel as one. Those who leave can make that count too high, never too low.
+
+use std::collections::BTreeMap;
+
+use super::merge::Fold;
+use crate::{
+    call::{Call, Travels},
+    catalogue::Command,
+};
+
+/// A call that waits, with whatever its owner needs to answer it.
+#[derive(Debug)]
+pub struct Job<T> {
+    /// The call.
+    pub call: Call,
+    /// Slots of its key that it takes when it travels alone.
+    pub slots: u32,
+    /// Its owner's handle.
+    pub ticket: T,
+    group: u64,
+}
+
+/// What one slot of the key stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counting {
+    /// An upstream call, however many travel in it.
+    Calls,
+    /// A pair.
+    Pairs,
+}
+
+/// Calls in their order.
+#[derive(Debug)]
+pub struct Queue<T> {
+    counting: Counting,
+    jobs: BTreeMap<u64, Job<T>>,
+    next_number: u64,
+    /// How many calls are left in each group.
+    groups: BTreeMap<u64, u32>,
+    next_group: u64,
+    tail: Option<Tail>,
+    /// The slots of all calls, if each travelled alone.
+    slots: u32,
+}
+
+/// The group that the next call may join.
+#[derive(Debug)]
+enum Tail {
+    /// One call, not parsed for folding yet: most lanes never have a second.
+    Single {
+        group: u64,
+        number: u64,
+    },
+    Several {
+        group: u64,
+        fold: Fold,
+    },
+}
+
+/// Calls taken from the front, to travel as one.
+#[derive(Debug)]
+pub struct Batch<T> {
+    /// The calls and their numbers, in order; never empty.
+    pub jobs: Vec<(u64, Job<T>)>,
+    /// As one call, if they are several.
+    pub fold: Option<Fold>,
+    /// The command as which they are sent.
+    pub command: &'static Command,
+}
+
+/// What the front of the queue may be sent as.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    length: usize,
+    /// The command as which it is sent.
+    pub command: &'static Command,
+    /// Slots of the key that it takes.
+    pub slots: u32,
+}
+
+impl<T> Queue<T> {
+    /// Nobody waits.
+    pub fn new(counting: Counting) -> Queue<T> {
+        Queue {
+            counting,
+            jobs: BTreeMap::new(),
+            next_number: 0,
+            groups: BTreeMap::new(),
+            next_group: 0,
+            tail: None,
+            slots: 0,
+        }
+    }
+
+    /// Puts a call at the end and returns its number.
+    pub fn push(&mut self, call: Call, slots: u32, ticket: T) -> u64 {
+        let number = self.next_number;
+        self.next_number += 1;
+        let group = self.join(&call, number);
+        self.insert(
+            number,
+            Job {
+                call,
+                slots,
+                ticket,
+                group,
+            },
+        );
+        number
+    }
+
+    /// Puts a call that was taken back in its old place, to travel alone.
+    pub fn put_back(&mut self, number: u64, mut call: Call, slots: u32, ticket: T) {
+        call.travels = Travels::Alone;
+        let group = self.new_group();
+        self.insert(
+            number,
+            Job {
+                call,
+                slots,
+                ticket,
+                group,
+            },
+        );
+    }
+
+    /// A call leaves; `None` if it is not here any more.
+    pub fn leave(&mut self, number: u64) -> Option<Job<T>> {
+        let job = self.jobs.remove(&number)?;
+        self.forget(&job);
+        Some(job)
+    }
+
+    /// The first call and its number.
+    pub fn front(&self) -> Option<(u64, &Job<T>)> {
+        self.jobs
+            .first_key_value()
+            .map(|(number, job)| (*number, job))
+    }
+
+    /// The longest run from the front that may travel as one, takes at most `max_slots` slots of
+    /// the key, and is sent as a command that is `allowed`. `None` if there is none.
+    pub fn plan(
+        &self,
+        max_slots: u32,
+        mut allowed: impl FnMut(&'static Command) -> bool,
+    ) -> Option<Plan> {
+        let mut jobs = self.jobs.values();
+        let first = jobs.next()?;
+        if self.jobs.len() == 1 || first.call.travels == Travels::Alone {
+            let (command, slots) = (first.call.command, first.slots);
+            let fits = slots <= max_slots && allowed(command);
+            return fits.then_some(Plan {
+                length: 1,
+                command,
+                slots,
+            });
+        }
+        let mut best: Option<Plan> = None;
+        let mut next = Plan {
+            length: 1,
+            command: first.call.command,
+            slots: first.slots,
+        };
+        let mut fold = Fold::start(&first.call);
+        // Asked once per change of the command: folding a run seldom changes it.
+        let mut answer = None;
+        while next.slots <= max_slots {
+            next.command = fold.command();
+            let is_allowed = match answer {
+                Some((command, is_allowed)) if std::ptr::eq(command, next.command) => is_allowed,
+                _ => allowed(next.command),
+            };
+            answer = Some((next.command, is_allowed));
+            if is_allowed {
+                best = Some(next);
+            }
+            let Some(job) = jobs.next() else { break };
+            next.length += 1;
+            next.slots = match self.counting {
+                Counting::Calls => next.slots,
+                Counting::Pairs => next.slots + job.slots,
+            };
+            if next.slots > max_slots || !fold.add(&job.call) {
+                break;
+            }
+        }
+        best
+    }
+
+    /// Takes the calls of a plan that was made with the queue as it is now.
+    pub fn take(&mut self, plan: Plan) -> Batch<T> {
+        let mut jobs = Vec::with_capacity(plan.length);
+        for _ in 0..plan.length {
+            let (number, job) = self
+                .jobs
+                .pop_first()
+                .expect("a plan is a part of the queue");
+            self.forget(&job);
+            jobs.push((number, job));
+        }
+        let fold = (plan.length > 1).then(|| {
+            let mut fold = Fold::start(&jobs[0].1.call);
+            for (_, job) in &jobs[1..] {
+                assert!(
+                    fold.add(&job.call),
+                    "the same calls folded when the plan was made"
+                );
+            }
+            fold
+        });
+        Batch {
+            jobs,
+            fold,
+            command: plan.command,
+        }
+    }
+
+    /// Calls that wait.
+    pub fn calls(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// Upstream calls that they will make, at most.
+    pub fn batches(&self) -> u32 {
+        u32::try_from(self.groups.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Slots of the key that they will take, at most.
+    pub fn slots(&self) -> u32 {
+        match self.counting {
+            Counting::Calls => self.batches(),
+            Counting::Pairs => self.slots,
+        }
+    }
+
+    /// Nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    /// The calls in their order.
+    pub fn iter(&self) -> impl Iterator<Item = &Job<T>> {
+        self.jobs.values()
+    }
+
+    fn join(&mut self, call: &Call, number: u64) -> u64 {
+        if call.travels == Travels::Alone {
+            self.tail = None;
+            return self.new_group();
+        }
+        let joined = match self.tail.take() {
+            None => None,
+            Some(Tail::Single { group, number }) => self.jobs.get(&number).and_then(|job| {
+                let mut fold = Fold::start(&job.call);
+                fold.add(call).then_some((group, fold))
+            }),
+            Some(Tail::Several { group, mut fold }) => fold.add(call).then_some((group, fold)),
+        };
+        match joined {
+            Some((group, fold)) => {
+                self.tail = Some(Tail::Several { group, fold });
+                group
+            }
+            None => {
+                let group = self.new_group();
+                self.tail = Some(Tail::Single { group, number });
+                group
+            }
+        }
+    }
+
+    fn new_group(&mut self) -> u64 {
+        self.next_group += 1;
+        self.next_group
+    }
+
+    fn insert(&mut self, number: u64, job: Job<T>) {
+        *self.groups.entry(job.group).or_default() += 1;
+        self.slots += job.slots;
+        self.jobs.insert(number, job);
+    }
+
+    fn forget(&mut self, job: &Job<T>) {
+        self.slots -= job.slots;
+        if let Some(left) = self.groups.get_mut(&job.group) {
+            *left -= 1;
+            if *left == 0 {
+                self.groups.remove(&job.group);
+                self.tail.take_if(|tail| tail.group() == job.group);
+            }
+        }
+    }
+}
+
+impl Tail {
+    fn group(&self) -> u64 {
+        match self {
+            Tail::Single { group, .. } | Tail::Several { group, .. } => *group,
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The bound on all that waits: calls, and the bytes of their bodies.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use crate::call::QuotaClass;
+
+/// Room for waiting calls, shared by every lane and by the calls that have none.
+#[derive(Debug)]
+pub struct Room {
+    max_calls: usize,
+    max_bytes: usize,
+    all: Count,
+    group_attributes: Count,
+    message_extension: Count,
+    api: Count,
+}
+
+/// What waits.
+#[derive(Debug, Default)]
+struct Count {
+    calls: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+/// Why there is no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// `queue.max_calls` wait.
+    Calls,
+    /// `queue.max_bytes` wait.
+    Bytes,
+    /// `queue.max_calls_per_key` wait for the same key.
+    Key,
+}
+
+/// One waiting call's place; given back when it is dropped.
+#[derive(Debug)]
+pub struct Place {
+    room: Arc<Room>,
+    class: Option<QuotaClass>,
+    bytes: usize,
+}
+
+impl Room {
+    /// Room for so many calls and so many bytes of bodies.
+    pub fn new(max_calls: usize, max_bytes: usize) -> Room {
+        let [all, group_attributes, message_extension, api] = Default::default();
+        Room {
+            max_calls,
+            max_bytes,
+            all,
+            group_attributes,
+            message_extension,
+            api,
+        }
+    }
+
+    /// A place for a call with a body of `bytes`, which waits for a key of `class` or only for the
+    /// API-wide quota.
+    pub fn enter(self: &Arc<Self>, class: Option<QuotaClass>, bytes: usize) -> Result<Place, Full> {
+        if !reserve(&self.all.calls, 1, self.max_calls) {
+            return Err(Full::Calls);
+        }
+        if !reserve(&self.all.bytes, bytes, self.max_bytes) {
+            self.all.calls.fetch_sub(1, Ordering::Relaxed);
+            return Err(Full::Bytes);
+        }
+        self.of(class).add(bytes);
+        Ok(Place {
+            room: self.clone(),
+            class,
+            bytes,
+        })
+    }
+
+    /// A place for a call that had one before and must wait again: never refused.
+    pub fn reenter(self: &Arc<Self>, class: Option<QuotaClass>, bytes: usize) -> Place {
+        self.all.add(bytes);
+        self.of(class).add(bytes);
+        Place {
+            room: self.clone(),
+            class,
+            bytes,
+        }
+    }
+
+    /// Calls and bytes that wait for keys of `class`, or only for the API-wide quota.
+    pub fn waiting(&self, class: Option<QuotaClass>) -> (usize, usize) {
+        let count = self.of(class);
+        (
+            count.calls.load(Ordering::Relaxed),
+            count.bytes.load(Ordering::Relaxed),
+        )
+    }
+
+    fn of(&self, class: Option<QuotaClass>) -> &Count {
+        match class {
+            Some(QuotaClass::GroupAttributes) => &self.group_attributes,
+            Some(QuotaClass::MessageExtension) => &self.message_extension,
+            None => &self.api,
+        }
+    }
+}
+
+impl Count {
+    fn add(&self, bytes: usize) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for count in [&self.room.all, self.room.of(self.class)] {
+            count.calls.fetch_sub(1, Ordering::Relaxed);
+            count.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+fn reserve(count: &AtomicUsize, more: usize, max: usize) -> bool {
+    count
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
+            now.checked_add(more).filter(|&sum| sum <= max)
+        })
+        .is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_bounds_should_hold_and_places_come_back() {
+        let room = Arc::new(Room::new(2, 100));
+        let class = Some(QuotaClass::GroupAttributes);
+        let first = room.enter(class, 60).unwrap();
+        assert_eq!(room.enter(None, 41).unwrap_err(), Full::Bytes);
+        let second = room.enter(None, 40).unwrap();
+        assert_eq!(room.enter(None, 0).unwrap_err(), Full::Calls);
+        assert_eq!(room.waiting(class), (1, 60));
+        assert_eq!(room.waiting(None), (1, 40));
+        drop(first);
+        assert_eq!(room.waiting(class), (0, 0));
+        let third = room.enter(None, 60).unwrap();
+        drop((second, third));
+        assert_eq!(room.waiting(None), (0, 0));
+    }
+}

@@ -1,0 +1,175 @@
+//! The loop of one lane: wait for a slot, merge as late as possible, send, answer everybody.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, header};
+
+use super::{
+    Lane, Lanes, Ticket,
+    merge::{self, Fate},
+    queue::{Batch, Job},
+};
+use crate::{
+    call::{Call, Head},
+    quota::local::{Permit, Scopes},
+    upstream::{
+        Outbound, meter,
+        trip::{Answer, Seat, Trip},
+    },
+};
+
+use tower::ServiceExt as _;
+
+/// Serves `lane` until nobody waits in it.
+pub(super) async fn run(lanes: Arc<Lanes>, lane: Arc<Lane>) {
+    loop {
+        let Some(scopes) = next(&lanes, &lane) else {
+            if lanes.retire(&lane) {
+                return;
+            }
+            continue;
+        };
+        let permit = tokio::select! {
+            biased;
+            // Whoever is first now may need fewer slots or another command.
+            () = lane.front_left.notified() => continue,
+            permit = meter::admit(&lanes.upstream.breaker, &scopes) => permit,
+        };
+        if let Some(outbound) = depart(&lanes, &lane, permit) {
+            arrive(&lanes, &lane, outbound).await;
+        }
+    }
+}
+
+/// The windows that the front of the lane needs; `None` if nobody waits.
+fn next(lanes: &Lanes, lane: &Lane) -> Option<Scopes> {
+    let state = lane.state.lock();
+    let (_, front) = state.queue.front()?;
+    let plan = state.queue.plan(lane.slots.pace.limit, |_| true);
+    let command = plan.map_or(front.call.command, |plan| plan.command);
+    let key = Some((lane.slots.clone(), front.slots));
+    Some(Scopes {
+        key,
+        command: lanes.command(lane, command),
+    })
+}
+
+/// Takes what may travel as one, now that there is a permit for it. `None` if there is nothing any
+/// more that this permit allows.
+fn depart(lanes: &Lanes, lane: &Lane, mut permit: Permit) -> Option<Outbound> {
+    let mut state = lane.state.lock();
+    let plan = state.queue.plan(permit.slots_within_reach(), |command| {
+        permit.could_switch(&lanes.command(lane, command))
+    });
+    let plan = plan.filter(|plan| {
+        permit.switch(&lanes.command(lane, plan.command)) && permit.grow(plan.slots)
+    });
+    let Some(plan) = plan else {
+        drop(state);
+        permit.refund();
+        return None;
+    };
+    let batch = state.queue.take(plan);
+    let (head, body) = request(&batch);
+    let scopes = permit.scopes().clone();
+    let command = batch.command;
+    let trip = Arc::new(Trip::for_batch(batch.jobs.into_iter().map(seat).collect()));
+    state.under_way = Some(trip.clone());
+    drop(state);
+    lanes.metrics.batch(command.name, trip.batch());
+    Some(Outbound {
+        command: Some(command),
+        head,
+        body,
+        scopes,
+        permit: Some(permit),
+        trip,
+    })
+}
+
+/// Sends a batch and hands out what came back.
+async fn arrive(lanes: &Lanes, lane: &Lane, outbound: Outbound) {
+    let trip = outbound.trip.clone();
+    let sent = outbound.command.expect("a lane sends known commands only");
+    let result = lanes.upstream.stack.clone().oneshot(outbound).await;
+    let seats = trip.take_seats();
+    let facts = trip.facts();
+    let fates = match &result {
+        // Everybody who travelled counts, also those who have left since.
+        Ok(reply) if trip.batch() > 1 => {
+            let members: Vec<&Call> = seats.iter().map(|seat| &seat.call).collect();
+            merge::divide(sent, &members, reply)
+        }
+        Ok(reply) => seats.iter().map(|_| Fate::Reply(reply.clone())).collect(),
+        Err(_) => Vec::new(),
+    };
+    if let Err(failure) = &result {
+        tracing::warn!(
+            command = sent.name,
+            calls = trip.batch(),
+            attempts = facts.attempts,
+            %failure,
+            "a call got no answer from the upstream"
+        );
+    }
+    let mut fates = fates.into_iter();
+    let mut state = lane.state.lock();
+    state.under_way = None;
+    for seat in seats {
+        let result = match (&result, fates.next()) {
+            (Err(failure), _) => Err(failure.clone()),
+            (Ok(_), Some(Fate::Reply(reply))) => Ok(reply),
+            (Ok(_), Some(Fate::Again) | None) => {
+                if !seat.answer.is_closed() {
+                    let slots = lanes.quota.weight(lane.key.class, seat.call.pairs);
+                    let place = lanes
+                        .room
+                        .reenter(Some(lane.key.class), seat.call.body.len());
+                    let ticket = Ticket {
+                        answer: seat.answer,
+                        _place: place,
+                    };
+                    state.queue.put_back(seat.number, seat.call, slots, ticket);
+                }
+                continue;
+            }
+        };
+        // One who has left takes no answer.
+        let _ = seat.answer.send(Answer { result, facts });
+    }
+}
+
+fn seat((number, job): (u64, Job<Ticket>)) -> Seat {
+    Seat {
+        number,
+        call: job.call,
+        answer: job.ticket.answer,
+    }
+}
+
+/// What goes upstream: one call alone as it came, several as a call of our own.
+fn request(batch: &Batch<Ticket>) -> (Arc<Head>, Bytes) {
+    let (_, first) = &batch.jobs[0];
+    let Some(fold) = &batch.fold else {
+        return (first.call.head.clone(), first.call.body.clone());
+    };
+    let mut headers = HeaderMap::new();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    let query = first.call.head.target.query().unwrap_or_default();
+    let target = format!("{}?{query}", batch.command.path);
+    let target = target
+        .parse()
+        .expect("a known path and a query that came in are a legal target");
+    (
+        Arc::new(Head {
+            method: Method::POST,
+            target,
+            headers,
+        }),
+        fold.body(),
+    )
+}

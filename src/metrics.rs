@@ -1,0 +1,384 @@
+//! Every metric once: its doc comment is its help text.
+//!
+//! Labels are bounded whatever callers send: `command` is a known command's name or `other`, and
+//! no label holds a group, user, message or address. Gauges of state are read when they are
+//! scraped. Handles of the known commands are resolved once.
+
+use std::{collections::HashSet, fmt, time::Duration};
+
+use parking_lot::Mutex;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::{
+    call::{QuotaClass, Reply},
+    catalogue::{COMMANDS, Command, OTHER},
+    lane::room::Room,
+    quota::local::{Quota, Refused},
+    upstream::Failure,
+};
+
+/// Resolves 0.5 ms to 60 s: a call that does not wait, and one that waits for the longest window.
+const SECONDS: [f64; 16] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+    60.0,
+];
+
+/// The upstream chooses its codes; more different ones than the API documents become `more`.
+const MAX_CODES: usize = 256;
+
+macro_rules! metrics {
+    ($($(#[doc = $help:literal])+ $field:ident: $kind:ident($name:literal $(, [$($label:literal),*])?),)*) => {
+        /// The registry and everything in it.
+        pub struct Metrics {
+            registry: Registry,
+            commands: Vec<CommandMetrics>,
+            codes: Mutex<HashSet<i64>>,
+            $($(#[doc = $help])+ $field: $kind,)*
+        }
+
+        impl Metrics {
+            /// Every metric, at zero.
+            pub fn new() -> Metrics {
+                let registry = Registry::new();
+                $(let $field: $kind = Make::make(
+                    $name,
+                    concat!($($help),+).trim(),
+                    &[$($($label),*)?],
+                );
+                registry.register(Box::new($field.clone())).expect("names are unique");)*
+                let mut metrics = Metrics {
+                    registry,
+                    commands: Vec::new(),
+                    codes: Mutex::default(),
+                    $($field,)*
+                };
+                metrics.resolve();
+                metrics
+            }
+        }
+    };
+}
+
+metrics! {
+    /// Calls from callers by how they ended.
+    requests: IntCounterVec("chat_gateway_requests_total", ["command", "outcome"]),
+    /// Time from reading a call to answering it.
+    request_seconds: HistogramVec("chat_gateway_request_seconds", ["command"]),
+    /// Time that a call waited for its turn, for quota and between attempts.
+    wait_seconds: HistogramVec("chat_gateway_wait_seconds", ["command"]),
+    /// Time that an attempt spent at the upstream.
+    upstream_seconds: HistogramVec("chat_gateway_upstream_seconds", ["command"]),
+    /// Attempts by what came of them.
+    upstream_calls: IntCounterVec("chat_gateway_upstream_calls_total", ["command", "code"]),
+    /// Repeated attempts by cause.
+    retries: IntCounterVec("chat_gateway_retries_total", ["command", "cause"]),
+    /// Callers' calls that travelled in one upstream call.
+    batch_calls: HistogramVec("chat_gateway_batch_calls", ["command"]),
+    /// Calls that the upstream refused over a quota.
+    quota_refusals: IntCounterVec("chat_gateway_quota_refusals_total", ["quota"]),
+    /// Refusals over a quota that our own count had room for: somebody else spends it, or the upstream counts otherwise.
+    quota_unexplained: IntCounterVec("chat_gateway_quota_unexplained_refusals_total", ["quota"]),
+    /// The profile in force: 1 for the one, 0 for the others.
+    quota_profile: IntGaugeVec("chat_gateway_quota_profile", ["quota", "profile"]),
+    /// Calls that wait.
+    queue_calls: IntGaugeVec("chat_gateway_queue_calls", ["quota"]),
+    /// Bytes of the bodies of calls that wait.
+    queue_bytes: IntGaugeVec("chat_gateway_queue_bytes", ["quota"]),
+    /// Quota keys whose windows are remembered.
+    keys: IntGaugeVec("chat_gateway_keys", ["quota"]),
+    /// Always 1; the version is in the label.
+    build_info: GaugeVec("chat_gateway_build_info", ["version"]),
+    /// When the process started, in seconds since 1970.
+    start_time: Gauge("chat_gateway_start_time_seconds"),
+}
+
+/// How a call ended, for `chat_gateway_requests_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The upstream took it.
+    Ok,
+    /// The upstream refused it with a code of its own.
+    Refused,
+    /// The gateway refused it: the upstream would have.
+    Invalid,
+    /// The gateway could not serve it in time, had no room or was stopping.
+    Shed,
+    /// There was no usable answer from the upstream.
+    Failed,
+    /// The caller left before his answer.
+    Cancelled,
+}
+
+const OUTCOMES: [(Outcome, &str); 6] = [
+    (Outcome::Ok, "ok"),
+    (Outcome::Refused, "refused"),
+    (Outcome::Invalid, "invalid"),
+    (Outcome::Shed, "shed"),
+    (Outcome::Failed, "failed"),
+    (Outcome::Cancelled, "cancelled"),
+];
+
+/// The handles of one command.
+struct CommandMetrics {
+    name: &'static str,
+    outcomes: [IntCounter; 6],
+    request_seconds: Histogram,
+    wait_seconds: Histogram,
+    upstream_seconds: Histogram,
+    ok: IntCounter,
+    batch_calls: Histogram,
+}
+
+impl Metrics {
+    /// With what the operating system knows of this process (`process_*`).
+    pub fn of_this_process() -> Metrics {
+        let metrics = Metrics::new();
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        metrics
+            .registry
+            .register(Box::new(process))
+            .expect("registered once");
+        metrics
+    }
+
+    /// A call ended.
+    pub fn request(&self, command: &str, outcome: Outcome, took: Duration, waited: Duration) {
+        let own = self.of(command);
+        own.outcomes[outcome as usize].inc();
+        own.request_seconds.observe(took.as_secs_f64());
+        own.wait_seconds.observe(waited.as_secs_f64());
+    }
+
+    /// An attempt ended.
+    pub fn attempt(
+        &self,
+        label: &str,
+        command: Option<&Command>,
+        outcome: &Result<Reply, Failure>,
+        took: Duration,
+    ) {
+        let own = self.of(label);
+        own.upstream_seconds.observe(took.as_secs_f64());
+        let code = match outcome {
+            Ok(reply) => match (command, reply.code) {
+                (Some(_), Some(0)) if reply.status == http::StatusCode::OK => {
+                    own.ok.inc();
+                    return;
+                }
+                (Some(_), Some(code)) if !reply.status.is_server_error() => self.code(code),
+                _ => format!("http_{}", reply.status.as_u16()),
+            },
+            Err(Failure::Unreachable(_)) => "connect".to_owned(),
+            Err(Failure::Lost(_)) => "reset".to_owned(),
+            Err(Failure::TimedOut(_)) => "timeout".to_owned(),
+            Err(Failure::NoPermit) => return,
+        };
+        self.upstream_calls.with_label_values(&[label, &code]).inc();
+    }
+
+    /// A call is about to be repeated.
+    pub fn retry(&self, command: &str, cause: &str) {
+        self.retries.with_label_values(&[command, cause]).inc();
+    }
+
+    /// So many calls are sent as one.
+    pub fn batch(&self, command: &str, calls: u32) {
+        self.of(command).batch_calls.observe(calls.into());
+    }
+
+    /// The upstream refused a call over a quota. Our own count never exceeds one, so that no such
+    /// refusal is explained by it.
+    pub fn quota_refusal(&self, whose: Refused, command: Option<&Command>) {
+        let class = match whose {
+            Refused::Key => command.and_then(|command| command.action.quota()),
+            Refused::Command | Refused::App => None,
+        };
+        let quota = &[quota_name(class)];
+        self.quota_refusals.with_label_values(quota).inc();
+        self.quota_unexplained.with_label_values(quota).inc();
+    }
+
+    /// Calls that the upstream refused over a quota so far.
+    pub fn quota_refusals(&self) -> u64 {
+        QUOTAS
+            .iter()
+            .map(|&q| {
+                self.quota_refusals
+                    .with_label_values(&[quota_name(q)])
+                    .get()
+            })
+            .sum()
+    }
+
+    /// The text that Prometheus scrapes.
+    pub fn render(&self, room: &Room, quota: &Quota) -> String {
+        for class in QUOTAS {
+            let name = &[quota_name(class)];
+            let (calls, bytes) = room.waiting(class);
+            self.queue_calls.with_label_values(name).set(gauge(calls));
+            self.queue_bytes.with_label_values(name).set(gauge(bytes));
+            let keys = class.map_or_else(|| quota.commands(), |class| quota.keys(class));
+            self.keys.with_label_values(name).set(gauge(keys));
+        }
+        let mut text = Vec::new();
+        let families = self.registry.gather();
+        TextEncoder::new()
+            .encode(&families, &mut text)
+            .expect("memory takes every byte");
+        String::from_utf8(text).expect("the text format is UTF-8")
+    }
+
+    /// Fills in what is known from the start: handles, build and profiles, so that every series
+    /// that an alert may ask for is there before anything has happened.
+    fn resolve(&mut self) {
+        let names = COMMANDS.iter().map(|command| command.name).chain([OTHER]);
+        self.commands = names
+            .map(|name| CommandMetrics {
+                name,
+                outcomes: OUTCOMES
+                    .map(|(_, outcome)| self.requests.with_label_values(&[name, outcome])),
+                request_seconds: self.request_seconds.with_label_values(&[name]),
+                wait_seconds: self.wait_seconds.with_label_values(&[name]),
+                upstream_seconds: self.upstream_seconds.with_label_values(&[name]),
+                ok: self
+                    .upstream_calls
+                    .with_label_values(&[name, if name == OTHER { "http_200" } else { "0" }]),
+                batch_calls: self.batch_calls.with_label_values(&[name]),
+            })
+            .collect();
+        for class in QUOTAS {
+            let quota = quota_name(class);
+            self.quota_refusals.with_label_values(&[quota]);
+            self.quota_unexplained.with_label_values(&[quota]);
+            for (profile, in_force) in [("exact", 1), ("spaced", 0), ("cautious", 0)] {
+                self.quota_profile
+                    .with_label_values(&[quota, profile])
+                    .set(in_force);
+            }
+        }
+        self.build_info
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1.0);
+        self.start_time.set(crate::clock::unix_now().as_secs_f64());
+    }
+
+    fn of(&self, command: &str) -> &CommandMetrics {
+        let own = self
+            .commands
+            .iter()
+            .find(|own| std::ptr::eq(own.name, command));
+        own.or(self.commands.iter().find(|own| own.name == command))
+            .or(self.commands.last())
+            .expect("`resolve` fills in every command and `other`")
+    }
+
+    fn code(&self, code: i64) -> String {
+        let mut codes = self.codes.lock();
+        if codes.contains(&code) || (codes.len() < MAX_CODES && codes.insert(code)) {
+            return code.to_string();
+        }
+        "more".to_owned()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics::new()
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+const QUOTAS: [Option<QuotaClass>; 3] = [
+    Some(QuotaClass::GroupAttributes),
+    Some(QuotaClass::MessageExtension),
+    None,
+];
+
+/// The `quota` label: a class of keys, or `api`.
+pub fn quota_name(class: Option<QuotaClass>) -> &'static str {
+    class.map_or("api", QuotaClass::name)
+}
+
+fn gauge(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// How each kind of metric is made from its line above.
+trait Make: Sized {
+    fn make(name: &str, help: &str, labels: &[&str]) -> Self;
+}
+
+impl Make for IntCounterVec {
+    fn make(name: &str, help: &str, labels: &[&str]) -> Self {
+        IntCounterVec::new(Opts::new(name, help), labels).expect("a legal name")
+    }
+}
+
+impl Make for IntGaugeVec {
+    fn make(name: &str, help: &str, labels: &[&str]) -> Self {
+        IntGaugeVec::new(Opts::new(name, help), labels).expect("a legal name")
+    }
+}
+
+impl Make for GaugeVec {
+    fn make(name: &str, help: &str, labels: &[&str]) -> Self {
+        GaugeVec::new(Opts::new(name, help), labels).expect("a legal name")
+    }
+}
+
+impl Make for Gauge {
+    fn make(name: &str, help: &str, _: &[&str]) -> Self {
+        Gauge::with_opts(Opts::new(name, help)).expect("a legal name")
+    }
+}
+
+impl Make for HistogramVec {
+    fn make(name: &str, help: &str, labels: &[&str]) -> Self {
+        let buckets = if name.ends_with("_seconds") {
+            SECONDS.to_vec()
+        } else {
+            vec![
+                1.0, 2.0, 3.0, 5.0, 8.0, 10.0, 15.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0,
+            ]
+        };
+        HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels)
+            .expect("a legal name")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_should_be_indexed_by_their_enum() {
+        for (index, (outcome, _)) in OUTCOMES.into_iter().enumerate() {
+            assert_eq!(outcome as usize, index);
+        }
+    }
+
+    #[test]
+    fn codes_should_be_bounded() {
+        let metrics = Metrics::new();
+        for code in 0..i64::try_from(MAX_CODES).unwrap() {
+            assert_eq!(metrics.code(code), code.to_string());
+        }
+        assert_eq!(metrics.code(-1), "more");
+        assert_eq!(metrics.code(7), "7");
+    }
+
+    #[test]
+    fn an_unknown_command_should_count_as_other() {
+        let metrics = Metrics::new();
+        metrics.request("surprise", Outcome::Ok, Duration::ZERO, Duration::ZERO);
+        assert_eq!(metrics.of(OTHER).outcomes[0].get(), 1);
+    }
+}

@@ -1,0 +1,631 @@
+//! The windows of this process.
+//!
+//! An attempt is counted in up to two windows: that of its key (a group, a message) and that of
+//! its command in its app. Both slots are taken together, at the moment of sending, or neither.
+//!
+//! Who waits, and where:
+//!
+//! - A key's window has one taker, its lane, which waits for it alone.
+//! - A command's window is shared by many lanes and by calls that pass through. They queue for
+//!   its `turn`, a fair lock, and whoever holds it waits for the next slot. First come, first
+//!   served, and one timer for the whole queue.
+//!
+//! Locks are taken in one order (key, then command) and never held across a wait.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::{
+    rest::Rest,
+    window::{Next, Pace, Window},
+};
+use crate::{
+    call::{LaneKey, QuotaClass},
+    clock::{self, Instant},
+    config::{Config, Count},
+    sharded::{Sharded, give_back_memory},
+};
+
+/// Every window of this process. Windows appear when they are first asked for and are swept when
+/// nothing in them matters any more; their number is bounded by the calls of the longest window.
+pub struct Quota {
+    keys: Sharded<LaneKey, Arc<Slots>>,
+    commands: Mutex<Commands>,
+    settings: Settings,
+    started: Instant,
+}
+
+/// The part of the settings that the windows need.
+#[derive(Clone, Debug)]
+struct Settings {
+    group_attributes: Pace,
+    message_extension: Pace,
+    count: Count,
+    api: Pace,
+    api_commands: HashMap<String, u32>,
+    hold: Duration,
+}
+
+#[derive(Default)]
+struct Commands {
+    by_path: HashMap<Box<str>, HashMap<Option<u64>, Arc<CommandSlots>>>,
+    apps: HashMap<Option<u64>, Arc<Mutex<Rest>>>,
+}
+
+/// One window, its rest and those who wait for it.
+#[derive(Debug)]
+pub struct Slots {
+    /// Its limit and length.
+    pub pace: Pace,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    window: Window,
+    rest: Rest,
+}
+
+/// The window of one command in one app.
+#[derive(Debug)]
+pub struct CommandSlots {
+    slots: Slots,
+    app: Arc<Mutex<Rest>>,
+    turn: tokio::sync::Mutex<()>,
+    waiting: AtomicU32,
+}
+
+/// Every window that counts an attempt.
+#[derive(Clone, Debug)]
+pub struct Scopes {
+    /// The window of its key and the slots that it takes there.
+    pub key: Option<(Arc<Slots>, u32)>,
+    /// The window of its command.
+    pub command: Arc<CommandSlots>,
+}
+
+/// The window that a call waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limiting {
+    /// That of its key.
+    Key,
+    /// That of its command: the API-wide limit.
+    Command,
+}
+
+/// When a call can be sent, as far as is known.
+#[derive(Clone, Copy, Debug)]
+pub struct Forecast {
+    /// Not earlier than this.
+    pub at: Instant,
+    /// Because of this window.
+    pub limiting: Limiting,
+}
+
+/// What is in front of a call in its lane.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ahead {
+    /// Slots of the key that the calls in front will take.
+    pub slots: u32,
+    /// Upstream calls that they make, the one at the upstream now included: a lane sends one at a
+    /// time.
+    pub batches: u32,
+}
+
+impl Quota {
+    /// Windows with these settings. Those no longer than `state.hold` count as spent until they
+    /// have passed once, since nobody knows what a process before this one sent.
+    pub fn new(config: &Config) -> Quota {
+        let call_timeout = config.upstream.call_timeout;
+        let pace = |limit, window| Pace {
+            limit,
+            window,
+            call_timeout,
+        };
+        let quota = &config.quota;
+        Quota {
+            keys: Sharded::new(),
+            commands: Mutex::default(),
+            settings: Settings {
+                group_attributes: pace(quota.group_attributes.limit, quota.group_attributes.window),
+                message_extension: pace(
+                    quota.message_extension.limit,
+                    quota.message_extension.window,
+                ),
+                count: quota.message_extension.count,
+                api: pace(quota.api.limit, quota.api.window),
+                api_commands: quota.api.commands.clone().into_iter().collect(),
+                hold: config.state.hold,
+            },
+            started: clock::now(),
+        }
+    }
+
+    /// The window of a key.
+    pub fn key(&self, key: &LaneKey) -> Arc<Slots> {
+        let mut shard = self.keys.lock(key);
+        if let Some(slots) = shard.get(key) {
+            return slots.clone();
+        }
+        let slots = Arc::new(self.slots(*self.pace(key.class)));
+        shard.insert(key.clone(), slots.clone());
+        slots
+    }
+
+    /// The window of the command at `path` in `app`.
+    pub fn command(&self, path: &str, app: Option<u64>) -> Arc<CommandSlots> {
+        let mut commands = self.commands.lock();
+        if let Some(slots) = commands.by_path.get(path).and_then(|apps| apps.get(&app)) {
+            return slots.clone();
+        }
+        let rest = commands.apps.entry(app).or_default().clone();
+        let limit = self.settings.api_limit(path);
+        let slots = Arc::new(CommandSlots {
+            slots: self.slots(Pace {
+                limit,
+                ..self.settings.api
+            }),
+            app: rest,
+            turn: tokio::sync::Mutex::new(()),
+            waiting: AtomicU32::new(0),
+        });
+        commands
+            .by_path
+            .entry(path.into())
+            .or_default()
+            .insert(app, slots.clone());
+        slots
+    }
+
+    /// Slots of its key that a call of so many pairs takes.
+    pub fn weight(&self, class: QuotaClass, pairs: u32) -> u32 {
+        match (class, self.settings.count) {
+            (QuotaClass::MessageExtension, Count::Pairs) => pairs,
+            _ => 1,
+        }
+    }
+
+    /// The limit and length of a class of keys.
+    pub fn pace(&self, class: QuotaClass) -> &Pace {
+        match class {
+            QuotaClass::GroupAttributes => &self.settings.group_attributes,
+            QuotaClass::MessageExtension => &self.settings.message_extension,
+        }
+    }
+
+    /// Forgets windows in which nothing matters any more and that nobody holds.
+    pub fn sweep(&self) {
+        for mut shard in self.keys.each() {
+            let now = clock::now();
+            shard.retain(|_, slots| Arc::strong_count(slots) > 1 || !slots.is_idle(now));
+            give_back_memory(&mut shard);
+        }
+        let mut commands = self.commands.lock();
+        let now = clock::now();
+        commands.by_path.retain(|_, apps| {
+            apps.retain(|_, command| Arc::strong_count(command) > 1 || !command.slots.is_idle(now));
+            !apps.is_empty()
+        });
+        give_back_memory(&mut commands.by_path);
+        commands
+            .apps
+            .retain(|_, rest| Arc::strong_count(rest) > 1 || rest.lock().until(now).is_some());
+    }
+
+    /// Windows of keys that are remembered, for the gauge `chat_gateway_keys`.
+    pub fn keys(&self, class: QuotaClass) -> usize {
+        let of_class = |key: &&LaneKey| key.class == class;
+        self.keys
+            .each()
+            .map(|shard| shard.keys().filter(of_class).count())
+            .sum()
+    }
+
+    /// Windows of commands that are remembered.
+    pub fn commands(&self) -> usize {
+        self.commands
+            .lock()
+            .by_path
+            .values()
+            .map(HashMap::len)
+            .sum()
+    }
+
+    fn slots(&self, pace: Pace) -> Slots {
+        let known_from = self.started + pace.period();
+        let window = if pace.window <= self.settings.hold && clock::now() < known_from {
+            Window::spent(pace.limit, known_from)
+        } else {
+            Window::new(pace.limit)
+        };
+        Slots {
+            pace,
+            state: Mutex::new(State {
+                window,
+                rest: Rest::default(),
+            }),
+            changed: Notify::new(),
+        }
+    }
+}
+
+impl Settings {
+    /// `[quota.api.commands]` names a command by `service/command` or by its last part alone.
+    fn api_limit(&self, path: &str) -> u32 {
+        let name = path.strip_prefix("/v4/").unwrap_or(path);
+        let last = name.rsplit('/').next().unwrap_or(name);
+        let own = self
+            .api_commands
+            .get(name)
+            .or_else(|| self.api_commands.get(last));
+        own.copied().unwrap_or(self.api.limit)
+    }
+}
+
+impl Slots {
+    /// What there is to see of the window at `now`.
+    pub fn view(&self, now: Instant) -> View {
+        let mut state = self.state.lock();
+        View {
+            free: state.window.free(now),
+            in_flight: state.window.in_flight(),
+            cooling: state.window.cooling().collect(),
+            rests_until: state.rest.until(now),
+        }
+    }
+
+    /// When `slots` can be taken behind `ahead`.
+    fn forecast(&self, now: Instant, ahead: Ahead, slots: u32, service: Duration) -> Instant {
+        let mut state = self.state.lock();
+        let rested = state.rest.until(now).unwrap_or(now);
+        let slot = state
+            .window
+            .forecast(now, &self.pace, ahead.slots, slots, service);
+        slot.max(rested + service * ahead.batches)
+    }
+
+    fn is_idle(&self, now: Instant) -> bool {
+        let mut state = self.state.lock();
+        state.window.is_idle(now) && state.rest.until(now).is_none()
+    }
+
+    /// Waits until `slots` are free and the rest is over. Only one task at a time may wait.
+    async fn until_free(&self, slots: u32) {
+        loop {
+            let next = self.state.lock().next(clock::now(), slots);
+            match next {
+                Next::Now => return,
+                Next::At(at) => {
+                    tokio::select! {
+                        () = clock::sleep_until(at) => {}
+                        () = self.changed.notified() => {}
+                    }
+                }
+                Next::WhenSettled => self.changed.notified().await,
+            }
+        }
+    }
+
+    fn refused(&self, now: Instant) {
+        self.state.lock().rest.refused(now, &self.pace);
+        self.changed.notify_one();
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock());
+        self.changed.notify_one();
+    }
+}
+
+/// What there is to see of one window.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// Slots that could be taken.
+    pub free: u32,
+    /// Slots whose calls are at the upstream.
+    pub in_flight: u32,
+    /// When the others are free again, earliest first.
+    pub cooling: Vec<Instant>,
+    /// The end of the rest after a refusal.
+    pub rests_until: Option<Instant>,
+}
+
+impl State {
+    fn next(&mut self, now: Instant, slots: u32) -> Next {
+        match (self.rest.until(now), self.window.next_free(now, slots)) {
+            (None, next) => next,
+            (Some(rested), Next::Now) => Next::At(rested),
+            (Some(rested), Next::At(at)) => Next::At(at.max(rested)),
+            (Some(_), Next::WhenSettled) => Next::WhenSettled,
+        }
+    }
+}
+
+impl CommandSlots {
+    /// The whole app rests: 60011 speaks of all its commands.
+    fn app_rest(&self, now: Instant) -> Option<Instant> {
+        self.app.lock().until(now)
+    }
+
+    /// Calls that wait for this window.
+    pub fn waiting(&self) -> u32 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    async fn until_free(&self) {
+        loop {
+            if let Some(rested) = self.app_rest(clock::now()) {
+                clock::sleep_until(rested).await;
+                continue;
+            }
+            self.slots.until_free(1).await;
+            if self.app_rest(clock::now()).is_none() {
+                return;
+            }
+        }
+    }
+}
+
+impl Scopes {
+    /// A slot in every window, as soon as there is one in each and it is this caller's turn.
+    /// Cancel safe: dropped before it is ready, it has taken nothing.
+    pub async fn acquire(&self) -> Permit {
+        if let Ok(_turn) = self.command.turn.try_lock()
+            && let Some(permit) = self.take(clock::now())
+        {
+            return permit;
+        }
+        loop {
+            if let Some((key, slots)) = &self.key {
+                key.until_free(*slots).await;
+            }
+            let _waiting = Waiting::new(&self.command.waiting);
+            let _turn = self.command.turn.lock().await;
+            self.command.until_free().await;
+            if let Some(permit) = self.take(clock::now()) {
+                return permit;
+            }
+            // The key rests since it was last looked at: give up the turn while it does.
+        }
+    }
+
+    /// When a call behind `ahead` can be sent, if each call takes `service` at the upstream.
+    pub fn forecast(&self, now: Instant, ahead: Ahead, service: Duration) -> Forecast {
+        let queue = Ahead {
+            slots: self.command.waiting(),
+            batches: 0,
+        };
+        let mut command = self.command.slots.forecast(now, queue, 1, service);
+        command = command.max(self.command.app_rest(now).unwrap_or(now));
+        let key = self
+            .key
+            .as_ref()
+            .map(|(key, slots)| key.forecast(now, ahead, *slots, service));
+        match key {
+            Some(key) if key >= command => Forecast {
+                at: key,
+                limiting: Limiting::Key,
+            },
+            _ => Forecast {
+                at: command,
+                limiting: Limiting::Command,
+            },
+        }
+    }
+
+    /// The window that keeps a call from being sent now.
+    pub fn limiting(&self, now: Instant) -> Limiting {
+        match &self.key {
+            Some((key, slots)) if key.state.lock().next(now, *slots) != Next::Now => Limiting::Key,
+            Some(_) if self.command.waiting() == 0 => Limiting::Key,
+            _ => Limiting::Command,
+        }
+    }
+
+    fn take(&self, now: Instant) -> Option<Permit> {
+        let mut key = self
+            .key
+            .as_ref()
+            .map(|(key, slots)| (key.state.lock(), *slots));
+        let mut command = self.command.slots.state.lock();
+        let key_is_free = key
+            .as_mut()
+            .is_none_or(|(state, slots)| state.next(now, *slots) == Next::Now);
+        if !key_is_free || command.next(now, 1) != Next::Now || self.command.app_rest(now).is_some()
+        {
+            return None;
+        }
+        if let Some((state, slots)) = &mut key {
+            assert!(
+                state.window.take(now, *slots),
+                "just seen free, under the same lock"
+            );
+        }
+        assert!(
+            command.window.take(now, 1),
+            "just seen free, under the same lock"
+        );
+        Some(Permit {
+            scopes: self.clone(),
+            state: Held::Yes,
+        })
+    }
+}
+
+/// The right to make one attempt: a slot in every window that counts it.
+///
+/// Settled by what came of the attempt. Dropped unsettled, the outcome counts as unknown.
+#[derive(Debug)]
+#[must_use = "a permit that is dropped holds its slots as if the call were lost on the way"]
+pub struct Permit {
+    scopes: Scopes,
+    state: Held,
+}
+
+#[derive(Debug, PartialEq)]
+enum Held {
+    Yes,
+    GivenBack,
+}
+
+impl Permit {
+    /// The windows that it holds slots in.
+    pub fn scopes(&self) -> &Scopes {
+        &self.scopes
+    }
+
+    /// Slots of the key that it holds or could hold by [`grow`](Self::grow).
+    pub fn slots_within_reach(&self) -> u32 {
+        match &self.scopes.key {
+            Some((key, slots)) => slots + key.state.lock().window.free(clock::now()),
+            None => u32::MAX,
+        }
+    }
+
+    /// Takes more slots of the key, `slots` in all; never more than are within reach.
+    pub fn grow(&mut self, slots: u32) -> bool {
+        let Some((key, held)) = &mut self.scopes.key else {
+            return true;
+        };
+        let more = slots.saturating_sub(*held);
+        if !key.state.lock().window.take(clock::now(), more) {
+            return false;
+        }
+        *held += more;
+        true
+    }
+
+    /// Whether [`switch`](Self::switch) would work now.
+    pub fn could_switch(&self, to: &Arc<CommandSlots>) -> bool {
+        let now = clock::now();
+        Arc::ptr_eq(to, &self.scopes.command)
+            || (to.turn.try_lock().is_ok()
+                && to.app_rest(now).is_none()
+                && to.slots.state.lock().next(now, 1) == Next::Now)
+    }
+
+    /// Gives the slot of its command for one of another command, if that has one now and nobody
+    /// waits for it.
+    pub fn switch(&mut self, to: &Arc<CommandSlots>) -> bool {
+        if Arc::ptr_eq(to, &self.scopes.command) {
+            return true;
+        }
+        let Ok(_turn) = to.turn.try_lock() else {
+            return false;
+        };
+        {
+            let now = clock::now();
+            let mut state = to.slots.state.lock();
+            if to.app_rest(now).is_some() || state.next(now, 1) != Next::Now {
+                return false;
+            }
+            assert!(
+                state.window.take(now, 1),
+                "just seen free, under the same lock"
+            );
+        }
+        let from = std::mem::replace(&mut self.scopes.command, to.clone());
+        from.slots.change(|state| state.window.refund(1));
+        true
+    }
+
+    /// The reply came at `reply_at`: the slots cool from then.
+    pub fn settle(mut self, reply_at: Instant) {
+        self.give_back(|window, pace, slots| {
+            window.settle(slots, pace.free_after_reply(reply_at, Duration::ZERO));
+        });
+    }
+
+    /// The connection was given up at `closed_at` and nobody knows whether the call arrived.
+    pub fn lose(mut self, closed_at: Instant) {
+        self.give_back(|window, pace, slots| window.settle(slots, pace.free_after_loss(closed_at)));
+    }
+
+    /// Nothing was written to a socket: the slots are free again.
+    pub fn refund(mut self) {
+        self.give_back(|window, _, slots| window.refund(slots));
+    }
+
+    fn give_back(&mut self, settle: impl Fn(&mut Window, &Pace, u32)) {
+        if std::mem::replace(&mut self.state, Held::GivenBack) == Held::GivenBack {
+            return;
+        }
+        if let Some((key, slots)) = &self.scopes.key {
+            key.change(|state| settle(&mut state.window, &key.pace, *slots));
+        }
+        let command = &self.scopes.command.slots;
+        command.change(|state| settle(&mut state.window, &command.pace, 1));
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if self.state == Held::Yes {
+            let closed_at = clock::now();
+            self.give_back(|window, pace, slots| {
+                window.settle(slots, pace.free_after_loss(closed_at));
+            });
+        }
+    }
+}
+
+/// Whose quota the upstream said was spent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The key's: 10049, 23003.
+    Key,
+    /// The command's: 60007, 60018, 60019, HTTP 429.
+    Command,
+    /// That of the whole app: 60011.
+    App,
+}
+
+impl Scopes {
+    /// The upstream refused a call over a quota: that window rests.
+    pub fn refused(&self, whose: Refused, now: Instant) {
+        match (whose, &self.key) {
+            (Refused::Key, Some((key, _))) => key.refused(now),
+            (Refused::App, _) => self
+                .command
+                .app
+                .lock()
+                .refused(now, &self.command.slots.pace),
+            (Refused::Key | Refused::Command, _) => self.command.slots.refused(now),
+        }
+    }
+
+    /// The upstream took a call.
+    pub fn accepted(&self) {
+        if let Some((key, _)) = &self.key {
+            key.state.lock().rest.accepted();
+        }
+        self.command.slots.state.lock().rest.accepted();
+        self.command.app.lock().accepted();
+    }
+}
+
+/// Counts a waiting call for as long as it waits.
+struct Waiting<'a>(&'a AtomicU32);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicU32) -> Waiting<'a> {
+        count.fetch_add(1, Ordering::Relaxed);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

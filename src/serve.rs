@@ -1,0 +1,258 @@
+//! The composition root: the only file that knows every concrete type.
+
+use std::{io, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+
+use hyper_rustls::{ConfigBuilderExt as _, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::{Connect, HttpConnector};
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use tokio::net::TcpListener;
+use tower::ServiceExt as _;
+
+use crate::{
+    admin::Admin,
+    clock::{self, Instant},
+    config::Config,
+    gateway::Gateway,
+    ingress::{self, Limits},
+    lane::Lanes,
+    metrics::Metrics,
+    quota::local::Quota,
+    shutdown::{Lifecycle, Phase, Signals},
+    upstream::{Upstream, client::Attempt},
+};
+
+/// How often windows that have passed are forgotten.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// The parts of a gateway that work without a socket: what tests drive in paused time.
+pub struct Core {
+    /// The spine.
+    pub gateway: Arc<Gateway>,
+    /// The lanes.
+    pub lanes: Arc<Lanes>,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+    /// How far it has come.
+    pub lifecycle: Lifecycle,
+    started: Instant,
+}
+
+impl Core {
+    /// A gateway to the upstream behind `connector`.
+    pub fn new<C>(config: &Config, connector: C, metrics: Arc<Metrics>) -> Core
+    where
+        C: Connect + Clone + Send + Sync + 'static,
+    {
+        let attempt = Attempt::new(
+            connector,
+            &config.upstream.url,
+            config.upstream.call_timeout,
+        );
+        let upstream = Upstream::new(config, attempt, &metrics);
+        let quota = Arc::new(Quota::new(config));
+        let lanes = Lanes::new(config, quota, upstream, metrics.clone());
+        let lifecycle = Lifecycle::new();
+        let gateway = Gateway::new(config, lanes.clone(), metrics.clone(), lifecycle.clone());
+        Core {
+            gateway: Arc::new(gateway),
+            lanes,
+            metrics,
+            lifecycle,
+            started: clock::now(),
+        }
+    }
+
+    /// Forgets windows that have passed, for as long as it is polled.
+    pub async fn sweep(quota: Arc<Quota>) {
+        loop {
+            clock::sleep(SWEEP).await;
+            quota.sweep();
+        }
+    }
+}
+
+/// A gateway that is bound and knows its addresses, but does not answer yet.
+pub struct Bound {
+    core: Core,
+    traffic: TcpListener,
+    admin: TcpListener,
+    limits: Limits,
+    grace: Duration,
+}
+
+impl Bound {
+    /// Binds both ports and builds the parts.
+    pub async fn new(config: &Config) -> io::Result<Bound> {
+        let traffic = bind("listen.traffic", config.listen.traffic).await?;
+        let admin = bind("listen.admin", config.listen.admin).await?;
+        let core = Core::new(
+            config,
+            connector(config)?,
+            Arc::new(Metrics::of_this_process()),
+        );
+        let limits = Limits::from(&config.listen);
+        Ok(Bound {
+            core,
+            traffic,
+            admin,
+            limits,
+            grace: config.shutdown.grace,
+        })
+    }
+
+    /// Where callers connect.
+    pub fn traffic(&self) -> io::Result<SocketAddr> {
+        self.traffic.local_addr()
+    }
+
+    /// Where operators connect.
+    pub fn admin(&self) -> io::Result<SocketAddr> {
+        self.admin.local_addr()
+    }
+
+    /// The parts.
+    pub fn core(&self) -> &Core {
+        &self.core
+    }
+
+    /// Serves until `stop`, then drains: what was read is served within the grace, the rest is
+    /// answered as `draining`.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let Bound {
+            core,
+            traffic,
+            admin,
+            limits,
+            grace,
+        } = self;
+        let sweeper = tokio::spawn(Core::sweep(core.lanes.quota.clone()));
+        let operators = Arc::new(Admin {
+            lanes: core.lanes.clone(),
+            metrics: core.metrics.clone(),
+            lifecycle: core.lifecycle.clone(),
+            started: core.started,
+        });
+        let operators = tokio::spawn(operators.run(admin));
+        let callers = ingress::run(traffic, core.gateway, limits, core.lifecycle.clone());
+        let lifecycle = core.lifecycle;
+        lifecycle.advance(Phase::Ready);
+        let drain = async {
+            stop.await;
+            tracing::info!("draining: no new connections, what was read is served");
+            lifecycle.advance(Phase::Draining);
+            clock::sleep(grace).await;
+            tracing::warn!("the grace is over: what still waits is answered as draining");
+            lifecycle.advance(Phase::Expired);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = callers => {}
+            () = drain => {}
+        }
+        operators.abort();
+        sweeper.abort();
+        tracing::info!("stopped");
+    }
+}
+
+/// `chat-gateway serve`: runs until a signal and says how it ended.
+pub async fn serve(config: Config) -> io::Result<ExitCode> {
+    let mut signals = Signals::listen()?;
+    let bound = Bound::new(&config).await?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        traffic = %bound.traffic()?,
+        admin = %bound.admin()?,
+        upstream = %config.upstream.url,
+        "chat-gateway is ready"
+    );
+    announce_forgotten_windows(&config);
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = bound.run(async {
+        // The sender is only dropped after it was used.
+        let _ = stopped.await;
+    });
+    tokio::pin!(running);
+    tokio::select! {
+        () = &mut running => return Ok(ExitCode::SUCCESS),
+        _ = signals.next() => {}
+    }
+    let _ = stop.send(());
+    tokio::select! {
+        () = running => Ok(ExitCode::SUCCESS),
+        code = signals.next() => {
+            tracing::warn!("a second signal: stopping at once");
+            Ok(ExitCode::from(code))
+        }
+    }
+}
+
+fn announce_forgotten_windows(config: &Config) {
+    let quota = &config.quota;
+    for (name, window) in [
+        ("group_attributes", quota.group_attributes.window),
+        ("message_extension", quota.message_extension.window),
+        ("api", quota.api.window),
+    ] {
+        if window > config.state.hold {
+            tracing::info!(
+                quota = name,
+                window = %humantime::format_duration(window),
+                "this window starts empty: what a process before this one sent in it is not known"
+            );
+        }
+    }
+}
+
+async fn bind(setting: &str, address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        io::Error::new(
+            error.kind(),
+            format!("{setting}: cannot listen on {address}: {error}"),
+        )
+    })
+}
+
+/// TCP, and TLS where the URL says `https`; connecting as a whole under its timeout.
+fn connector(config: &Config) -> io::Result<impl Connect + Clone + Send + Sync + 'static + use<>> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(config.upstream.connect_timeout));
+    let tls = rustls::ClientConfig::builder_with_provider(
+        rustls::crypto::ring::default_provider().into(),
+    )
+    .with_safe_default_protocol_versions()
+    .map_err(io::Error::other)?;
+    let tls = match &config.upstream.ca {
+        Some(file) => {
+            let mut roots = rustls::RootCertStore::empty();
+            let wrong = |e: &dyn std::fmt::Display| {
+                io::Error::other(format!("upstream.ca: {}: {e}", file.display()))
+            };
+            let certificates = CertificateDer::pem_file_iter(file).map_err(|e| wrong(&e))?;
+            for certificate in certificates {
+                let certificate = certificate.map_err(|e| wrong(&e))?;
+                roots.add(certificate).map_err(|e| wrong(&e))?;
+            }
+            if roots.is_empty() {
+                return Err(wrong(&"it holds no certificate"));
+            }
+            tls.with_root_certificates(roots)
+        }
+        // Images without a certificate store get Mozilla's, which is built in.
+        None => match tls.clone().with_native_roots() {
+            Ok(tls) => tls,
+            Err(_) => tls.with_webpki_roots(),
+        },
+    }
+    .with_no_client_auth();
+    let https = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(tcp);
+    let whole = tower::timeout::Timeout::new(https, config.upstream.connect_timeout);
+    // The client wants a connector whose future can be moved.
+    Ok(whole.map_future(Box::pin))
+}

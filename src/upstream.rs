@@ -1,0 +1,130 @@
+//! The way out: tower's retry over a meter over one attempt.
+//!
+//! ```text
+//!   retry    classify the outcome, back off, repeat within deadline, attempts and budget
+//!     meter    the breaker's leave and a slot in every window, for each attempt
+//!       client   one attempt over hyper, under its timeout
+//! ```
+//!
+//! The meter sits below the retry, so that no attempt leaves without a permit; the first attempt
+//! brings the permit that its lane took before merging.
+
+pub mod breaker;
+pub mod client;
+pub mod meter;
+pub mod retry;
+pub mod trip;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tower::{ServiceBuilder, retry::RetryLayer, util::BoxCloneSyncService};
+
+use crate::{
+    call::{Head, Reply},
+    catalogue::{Command, OTHER},
+    config::Config,
+    metrics::Metrics,
+    quota::local::{Permit, Scopes},
+};
+use breaker::Breaker;
+use client::Attempt;
+use meter::Meter;
+use trip::Trip;
+
+/// A call on its way to the upstream, with everything that its attempts need.
+#[derive(Debug)]
+pub struct Outbound {
+    /// Its entry in the catalogue; none for a call that passes through.
+    pub command: Option<&'static Command>,
+    /// Method, target and headers.
+    pub head: Arc<Head>,
+    /// The body.
+    pub body: Bytes,
+    /// The windows that count each attempt.
+    pub scopes: Scopes,
+    /// The permit of the first attempt, if it was taken before.
+    pub permit: Option<Permit>,
+    /// What is known of the journey so far, and who waits for its end.
+    pub trip: Arc<Trip>,
+}
+
+/// A repeat must take a permit of its own.
+impl Clone for Outbound {
+    fn clone(&self) -> Outbound {
+        Outbound {
+            command: self.command,
+            head: self.head.clone(),
+            body: self.body.clone(),
+            scopes: self.scopes.clone(),
+            permit: None,
+            trip: self.trip.clone(),
+        }
+    }
+}
+
+impl Outbound {
+    /// The `command` label of the metrics.
+    pub fn label(&self) -> &'static str {
+        self.command.map_or(OTHER, |command| command.name)
+    }
+}
+
+/// Why an attempt has no reply.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// No connection: nothing was written.
+    #[error("the upstream cannot be reached: {0}")]
+    Unreachable(String),
+    /// The connection broke after the call was, or may have been, written.
+    #[error("the upstream closed the connection without an answer: {0}")]
+    Lost(String),
+    /// No whole reply within `upstream.call_timeout`.
+    #[error("the upstream did not answer within {}", humantime::format_duration(*.0))]
+    TimedOut(Duration),
+    /// There was no permit before the last caller's deadline: nothing was sent.
+    #[error("no quota was free before the deadline")]
+    NoPermit,
+}
+
+/// The stack that sends one call, with its repeats.
+pub type Stack = BoxCloneSyncService<Outbound, Reply, Failure>;
+
+/// The upstream as the rest of the gateway sees it.
+#[derive(Clone)]
+pub struct Upstream {
+    /// Sends a call.
+    pub stack: Stack,
+    /// Whether there is anyone to send to.
+    pub breaker: Arc<Breaker>,
+    /// How long calls take there.
+    pub service_time: Arc<trip::ServiceTime>,
+}
+
+impl Upstream {
+    /// The stack over `attempt`, top to bottom.
+    pub fn new(config: &Config, attempt: Attempt, metrics: &Arc<Metrics>) -> Upstream {
+        let breaker = Arc::new(Breaker::new(
+            config.retry.first_backoff,
+            config.retry.max_backoff,
+        ));
+        let service_time = Arc::new(trip::ServiceTime::default());
+        let repeat = retry::Repeats::new(&config.retry, service_time.clone(), metrics.clone());
+        let stack = ServiceBuilder::new()
+            .layer(RetryLayer::new(repeat))
+            .layer(tower::layer::layer_fn(|inner| {
+                Meter::new(
+                    inner,
+                    breaker.clone(),
+                    service_time.clone(),
+                    metrics.clone(),
+                )
+            }))
+            .service(attempt);
+        Upstream {
+            stack: BoxCloneSyncService::new(stack),
+            breaker,
+            service_time,
+        }
+    }
+}

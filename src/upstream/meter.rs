@@ -1,0 +1,149 @@
+//! A permit for each attempt, and what its outcome means for the windows.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tower::Service;
+
+use super::{
+    Failure, Outbound,
+    breaker::{Breaker, Leave},
+    retry,
+    trip::ServiceTime,
+};
+use crate::{
+    call::Reply,
+    clock,
+    metrics::Metrics,
+    quota::local::{Permit, Scopes},
+};
+
+/// Gives each attempt the breaker's leave and a permit, sends it and settles both.
+#[derive(Clone, Debug)]
+pub struct Meter<S> {
+    inner: S,
+    breaker: Arc<Breaker>,
+    service_time: Arc<ServiceTime>,
+    metrics: Arc<Metrics>,
+}
+
+impl<S> Meter<S> {
+    /// Meters the attempts of `inner`.
+    pub fn new(
+        inner: S,
+        breaker: Arc<Breaker>,
+        service_time: Arc<ServiceTime>,
+        metrics: Arc<Metrics>,
+    ) -> Meter<S> {
+        Meter {
+            inner,
+            breaker,
+            service_time,
+            metrics,
+        }
+    }
+}
+
+/// Waits until the upstream can be reached and there is a slot in every window. Cancel safe.
+pub async fn admit(breaker: &Breaker, scopes: &Scopes) -> Permit {
+    breaker.passable().await;
+    scopes.acquire().await
+}
+
+impl<S> Service<Outbound> for Meter<S>
+where
+    S: Service<Outbound, Response = Reply, Error = Failure> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Reply;
+    type Error = Failure;
+    type Future = Pin<Box<dyn Future<Output = Result<Reply, Failure>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, outbound: Outbound) -> Self::Future {
+        let ready = self.inner.clone();
+        let meter = Meter {
+            inner: std::mem::replace(&mut self.inner, ready),
+            ..self.clone()
+        };
+        Box::pin(meter.send(outbound))
+    }
+}
+
+impl<S> Meter<S>
+where
+    S: Service<Outbound, Response = Reply, Error = Failure>,
+{
+    async fn send(mut self, mut outbound: Outbound) -> Result<Reply, Failure> {
+        let (permit, leave) = permit(&self.breaker, &mut outbound).await?;
+        let (trip, command, label) = (outbound.trip.clone(), outbound.command, outbound.label());
+        trip.departed();
+        let sent_at = clock::now();
+        let outcome = self.inner.call(outbound).await;
+        let returned_at = clock::now();
+        let took = returned_at - sent_at;
+        trip.returned(took);
+        self.metrics.attempt(label, command, &outcome, took);
+        match &outcome {
+            Ok(reply) => {
+                leave.reached();
+                self.service_time.record(took);
+                match retry::over_quota(command, reply) {
+                    Some(whose) => {
+                        permit.scopes().refused(whose, returned_at);
+                        self.metrics.quota_refusal(whose, command);
+                        tracing::warn!(command = label, ?whose, "the upstream refused over quota");
+                    }
+                    None => permit.scopes().accepted(),
+                }
+                permit.settle(reply.at);
+            }
+            Err(Failure::Unreachable(cause)) => {
+                leave.unreachable(cause);
+                permit.refund();
+            }
+            Err(Failure::NoPermit) => permit.refund(),
+            Err(Failure::Lost(_) | Failure::TimedOut(_)) => {
+                leave.reached();
+                permit.lose(returned_at);
+            }
+        }
+        outcome
+    }
+}
+
+/// The permit that the call brought, or one of its own; and the breaker's leave with it.
+async fn permit(
+    breaker: &Arc<Breaker>,
+    outbound: &mut Outbound,
+) -> Result<(Permit, Leave), Failure> {
+    loop {
+        let permit = match outbound.permit.take() {
+            Some(permit) => permit,
+            None => {
+                let deadline = outbound.trip.last_deadline().ok_or(Failure::NoPermit)?;
+                tokio::select! {
+                    biased;
+                    permit = admit(breaker, &outbound.scopes) => permit,
+                    () = clock::sleep_until(deadline) => return Err(Failure::NoPermit),
+                }
+            }
+        };
+        match breaker.try_leave() {
+            Some(_) if outbound.trip.last_deadline().is_none() => {
+                permit.refund();
+                return Err(Failure::NoPermit);
+            }
+            Some(leave) => return Ok((permit, leave)),
+            // Another call probes: the slot is better used by nobody than held.
+            None => permit.refund(),
+        }
+    }
+}

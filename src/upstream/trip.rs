@@ -1,0 +1,216 @@
+//! What a call and its callers know of each other while it is under way.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::Failure;
+use crate::{
+    call::{Call, Reply},
+    clock::Instant,
+    lane::room::Place,
+};
+
+/// One call on its way, with those who wait for its answer.
+#[derive(Debug)]
+pub struct Trip {
+    batch: AtomicU32,
+    attempts: AtomicU32,
+    upstream_nanos: AtomicU64,
+    place: Mutex<Option<Place>>,
+    audience: Audience,
+}
+
+/// Who waits for the answer.
+#[derive(Debug)]
+enum Audience {
+    /// A caller who takes the result himself.
+    One { deadline: Instant, left: AtomicBool },
+    /// Members of a batch, answered one by one.
+    Batch(Mutex<Vec<Seat>>),
+}
+
+/// One member of a batch.
+#[derive(Debug)]
+pub struct Seat {
+    /// Its place in the lane's order.
+    pub number: u64,
+    /// What he asked.
+    pub call: Call,
+    /// Where he waits; closed when he has left.
+    pub answer: oneshot::Sender<Answer>,
+}
+
+/// The end of a call.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The upstream's reply, or why there is none.
+    pub result: Result<Reply, Failure>,
+    /// How the answer came about.
+    pub facts: Facts,
+}
+
+/// How an answer came about; the `x-chat-gateway-batch` and `-attempts` headers and the timing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Calls that travelled together.
+    pub batch: u32,
+    /// Times that the upstream was tried.
+    pub attempts: u32,
+    /// Time spent in those attempts.
+    pub upstream: Duration,
+}
+
+impl Trip {
+    /// A trip for one caller, who takes the result himself. He gives up his place among those who
+    /// wait when it departs.
+    pub fn for_one(deadline: Instant, place: Place) -> Trip {
+        let audience = Audience::One {
+            deadline,
+            left: AtomicBool::new(false),
+        };
+        Trip {
+            place: Mutex::new(Some(place)),
+            ..Trip::new(1, audience)
+        }
+    }
+
+    /// A trip for the members of a batch.
+    pub fn for_batch(seats: Vec<Seat>) -> Trip {
+        let batch = u32::try_from(seats.len()).unwrap_or(u32::MAX);
+        Trip::new(batch, Audience::Batch(Mutex::new(seats)))
+    }
+
+    fn new(batch: u32, audience: Audience) -> Trip {
+        Trip {
+            batch: AtomicU32::new(batch),
+            attempts: AtomicU32::new(0),
+            upstream_nanos: AtomicU64::new(0),
+            place: Mutex::new(None),
+            audience,
+        }
+    }
+
+    /// Callers' calls that travel in it.
+    pub fn batch(&self) -> u32 {
+        self.batch.load(Ordering::Relaxed)
+    }
+
+    /// One more caller waits for the same answer.
+    pub fn join(&self) {
+        self.batch.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An attempt is about to leave.
+    pub fn departed(&self) {
+        if self.attempts.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.place.lock().take();
+        }
+    }
+
+    /// An attempt took `duration`.
+    pub fn returned(&self, duration: Duration) {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        self.upstream_nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// How it went so far.
+    pub fn facts(&self) -> Facts {
+        Facts {
+            batch: self.batch(),
+            attempts: self.attempts.load(Ordering::Relaxed),
+            upstream: Duration::from_nanos(self.upstream_nanos.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// The only caller has left: a repeat would be for nobody.
+    pub fn leave(&self) {
+        if let Audience::One { left, .. } = &self.audience {
+            left.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The latest deadline of those who still wait; `None` if nobody does.
+    pub fn last_deadline(&self) -> Option<Instant> {
+        match &self.audience {
+            Audience::One { deadline, left } => {
+                (!left.load(Ordering::Relaxed)).then_some(*deadline)
+            }
+            Audience::Batch(seats) => seats
+                .lock()
+                .iter()
+                .filter(|seat| !seat.answer.is_closed())
+                .map(|seat| seat.call.deadline)
+                .max(),
+        }
+    }
+
+    /// A repeat will not be over before `finish`: those who cannot wait that long get the last
+    /// answer now.
+    pub fn dismiss(&self, finish: Instant, last: &Result<Reply, Failure>) {
+        let Audience::Batch(seats) = &self.audience else {
+            return;
+        };
+        let facts = self.facts();
+        for seat in seats
+            .lock()
+            .extract_if(.., |seat| seat.call.deadline < finish)
+        {
+            // One who has left by himself takes no answer.
+            let _ = seat.answer.send(Answer {
+                result: last.clone(),
+                facts,
+            });
+        }
+    }
+
+    /// The members that still wait, to be answered at the end.
+    pub fn take_seats(&self) -> Vec<Seat> {
+        match &self.audience {
+            Audience::One { .. } => Vec::new(),
+            Audience::Batch(seats) => std::mem::take(&mut *seats.lock()),
+        }
+    }
+}
+
+/// The smoothed time that a call spends at the upstream, for forecasts: an eighth of each new
+/// measure, as TCP does for its round trip (RFC 6298).
+#[derive(Debug, Default)]
+pub struct ServiceTime(AtomicU64);
+
+impl ServiceTime {
+    /// The smoothed time; zero before the first measure.
+    pub fn get(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::Relaxed))
+    }
+
+    /// Takes in one measure.
+    pub fn record(&self, measured: Duration) {
+        let measured = u64::try_from(measured.as_nanos()).unwrap_or(u64::MAX);
+        let smoothed = match self.0.load(Ordering::Relaxed) {
+            0 => measured,
+            old => old - old / 8 + measured / 8,
+        };
+        // Two records at once may lose one of them: it is an estimate.
+        self.0.store(smoothed, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn service_time_should_start_at_the_first_measure_and_follow_slowly() {
+        let time = ServiceTime::default();
+        assert_eq!(time.get(), Duration::ZERO);
+        time.record(Duration::from_millis(80));
+        assert_eq!(time.get(), Duration::from_millis(80));
+        time.record(Duration::from_millis(160));
+        assert_eq!(time.get(), Duration::from_millis(90));
+    }
+}

@@ -1,0 +1,391 @@
+//! The only door from bytes to a [`Call`].
+//!
+//! Rules of the URL first (vendor page 1047/34620), then the body against its command's table. A
+//! broken one is answered with the documented code and spends no quota.
+
+use std::{ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use http::{Method, uri::PathAndQuery};
+
+use crate::{
+    call::{Call, Credentials, Head, Target, Travels},
+    catalogue::{Command, rules},
+    clock::Instant,
+    error::{self, Refusal},
+    json::{Node, Object},
+};
+
+/// What a request must be checked against beside its command's table.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// When the request was read.
+    pub received: Instant,
+    /// When the caller wants to have heard.
+    pub deadline: Instant,
+    /// Whether the caller and the settings allow merging.
+    pub travels: Travels,
+    /// What `random` is to be if the caller left it out.
+    pub random: u32,
+}
+
+/// Checks a request for `command` and makes it a [`Call`].
+pub fn validate(
+    command: &'static Command,
+    mut head: Head,
+    body: Bytes,
+    terms: Terms,
+) -> Result<Call, Refusal> {
+    if head.method != Method::POST {
+        return Err(Refusal::invalid(
+            error::BAD_METHOD,
+            format!(
+                "the method is {}, {} takes POST only",
+                head.method, command.name
+            ),
+        ));
+    }
+    let query = Query::parse(head.target.query().unwrap_or_default())?;
+    let node = Node::parse(&body)
+        .map_err(|e| Refusal::invalid(error::BAD_JSON, format!("the body is not JSON: {e}")))?;
+    let Node::Object(object) = node else {
+        return Err(Refusal::invalid(
+            error::BAD_JSON,
+            format!("the body is {}, it must be a JSON object", node.kind()),
+        ));
+    };
+    let understood = rules::check(&object, command.body)
+        .map_err(|broken| Refusal::invalid(broken.code, broken.message))?;
+
+    let travels = if understood.wholly && query.wholly {
+        terms.travels
+    } else {
+        Travels::Alone
+    };
+    let target = target(query.app, &object);
+    let pairs = u32::try_from(understood.items).unwrap_or(u32::MAX).max(1);
+    let filled = query.fill(&head.target, terms.random);
+    // Ranges count from the start of the query; parameters are filled in at its end.
+    let start = head.target.path().len() + 1;
+    let at = |range: Range<usize>| start + range.start..start + range.end;
+    if let Some(filled) = filled {
+        head.target = filled;
+    }
+    let credentials = Credentials::new(
+        head.target.clone(),
+        at(query.sdkappid),
+        at(query.identifier),
+        at(query.usersig),
+        query.app,
+    );
+    drop(object);
+    Ok(Call {
+        command,
+        head: Arc::new(head),
+        credentials,
+        body,
+        target,
+        travels,
+        pairs,
+        received: terms.received,
+        deadline: terms.deadline,
+    })
+}
+
+/// The app of any request, for the API-wide limit of commands that pass through: `None` if it
+/// names none or not by a number.
+pub fn app(query: &str) -> Option<u64> {
+    parameters(query)
+        .find(|(name, ..)| *name == "sdkappid")
+        .and_then(|(_, value, _)| value.parse().ok())
+}
+
+fn target(app: u64, body: &Object<'_>) -> Target {
+    let group = match body.get("GroupId") {
+        Some(Node::Text(group)) => Arc::from(group.as_ref()),
+        _ => unreachable!("every table requires GroupId to be a string"),
+    };
+    let message = match body.get("MsgSeq") {
+        Some(Node::Integer(message)) => Some(*message),
+        _ => None,
+    };
+    Target {
+        app,
+        group,
+        message,
+    }
+}
+
+/// The documented parameters of the URL.
+struct Query {
+    app: u64,
+    sdkappid: Range<usize>,
+    identifier: Range<usize>,
+    usersig: Range<usize>,
+    has_random: bool,
+    has_contenttype: bool,
+    /// No parameter is unknown or named twice.
+    wholly: bool,
+}
+
+impl Query {
+    fn parse(query: &str) -> Result<Query, Refusal> {
+        let [
+            mut sdkappid,
+            mut identifier,
+            mut usersig,
+            mut random,
+            mut contenttype,
+        ] = [const { None }; 5];
+        let mut wholly = true;
+        for (name, value, at) in parameters(query) {
+            let place = match name {
+                "sdkappid" => &mut sdkappid,
+                "identifier" => &mut identifier,
+                "usersig" => &mut usersig,
+                "random" => &mut random,
+                "contenttype" => &mut contenttype,
+                _ => {
+                    wholly = false;
+                    continue;
+                }
+            };
+            // The first of two counts here; which one counts over there is not documented.
+            if place.is_some() {
+                wholly = false;
+            } else {
+                *place = Some((value, at));
+            }
+        }
+        let Some((app, sdkappid)) = sdkappid.filter(|(value, _)| !value.is_empty()) else {
+            return Err(Refusal::invalid(error::NO_APP, "the URL has no sdkappid"));
+        };
+        let Ok(app) = app.parse() else {
+            return Err(Refusal::invalid(
+                error::BAD_APP,
+                "sdkappid in the URL is not a number",
+            ));
+        };
+        let Some((_, identifier)) = identifier.filter(|(value, _)| !value.is_empty()) else {
+            return Err(Refusal::invalid(
+                error::BAD_ACCOUNT,
+                "identifier in the URL is missing or empty, it must be an app administrator",
+            ));
+        };
+        let Some((_, usersig)) = usersig.filter(|(value, _)| !value.is_empty()) else {
+            return Err(Refusal::invalid(
+                error::NO_SIGNATURE,
+                "usersig in the URL is missing or empty",
+            ));
+        };
+        if random.as_ref().is_some_and(|(value, _)| !is_u32(value)) {
+            return Err(Refusal::invalid(
+                error::BAD_REQUEST,
+                "random in the URL is not an integer from 0 to 4294967295; it may be left out",
+            ));
+        }
+        if contenttype
+            .as_ref()
+            .is_some_and(|(value, _)| *value != "json")
+        {
+            return Err(Refusal::invalid(
+                error::BAD_REQUEST,
+                "contenttype in the URL is not json; it may be left out",
+            ));
+        }
+        Ok(Query {
+            app,
+            sdkappid,
+            identifier,
+            usersig,
+            has_random: random.is_some(),
+            has_contenttype: contenttype.is_some(),
+            wholly,
+        })
+    }
+
+    /// The target with `random` and `contenttype` at its end where they are missing.
+    fn fill(&self, target: &PathAndQuery, random: u32) -> Option<PathAndQuery> {
+        if self.has_random && self.has_contenttype {
+            return None;
+        }
+        let mut text = target.as_str().to_owned();
+        if !self.has_random {
+            text.push_str("&random=");
+            text.push_str(&random.to_string());
+        }
+        if !self.has_contenttype {
+            text.push_str("&contenttype=json");
+        }
+        Some(
+            text.parse()
+                .expect("a legal target with plain parameters behind it is legal"),
+        )
+    }
+}
+
+/// Name, value and the range of the value in the query. Names are compared as they are written:
+/// an encoded one is another name.
+fn parameters(query: &str) -> impl Iterator<Item = (&str, &str, Range<usize>)> {
+    let mut start = 0;
+    query.split('&').filter_map(move |part| {
+        let begin = start;
+        start += part.len() + 1;
+        if part.is_empty() {
+            return None;
+        }
+        let (name, value) = part.split_once('=').unwrap_or((part, ""));
+        let end = begin + part.len();
+        Some((name, value, end - value.len()..end))
+    })
+}
+
+fn is_u32(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u32>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+
+    use super::*;
+    use crate::{
+        catalogue::{group_attributes, message_extension},
+        clock,
+    };
+
+    const GOOD: &str =
+        "sdkappid=88888888&identifier=admin&usersig=xx*x&random=99999999&contenttype=json";
+    const BODY: &str = r#"{"GroupId":"g","GroupAttr":[{"key":"k","value":"v"}]}"#;
+
+    fn call(method: Method, query: &str, body: &str) -> Result<Call, Refusal> {
+        let command = &group_attributes::SET;
+        let head = Head {
+            method,
+            target: format!("{}?{query}", command.path).parse().unwrap(),
+            headers: HeaderMap::new(),
+        };
+        let now = clock::now();
+        let terms = Terms {
+            received: now,
+            deadline: now,
+            travels: Travels::Together,
+            random: 7,
+        };
+        validate(
+            command,
+            head,
+            Bytes::copy_from_slice(body.as_bytes()),
+            terms,
+        )
+    }
+
+    #[test]
+    fn a_good_call_should_keep_its_bytes() {
+        let call = call(Method::POST, GOOD, BODY).unwrap();
+        assert_eq!(call.head.target.query(), Some(GOOD));
+        assert_eq!(call.body, BODY);
+        assert_eq!(call.credentials.parts(), ["88888888", "admin", "xx*x"]);
+        assert_eq!(call.target.app, 88_888_888);
+        assert_eq!(call.travels, Travels::Together);
+    }
+
+    #[test]
+    fn absent_random_and_contenttype_should_be_filled_in() {
+        let call = call(Method::POST, "identifier=a&usersig=s&sdkappid=1", BODY).unwrap();
+        assert_eq!(
+            call.head.target.query(),
+            Some("identifier=a&usersig=s&sdkappid=1&random=7&contenttype=json")
+        );
+        assert_eq!(call.credentials.parts(), ["1", "a", "s"]);
+    }
+
+    #[test]
+    fn each_rule_of_the_url_should_have_its_code() {
+        for (query, code) in [
+            ("identifier=a&usersig=s", 60012),
+            ("sdkappid=&identifier=a&usersig=s", 60012),
+            ("sdkappid=x&identifier=a&usersig=s", 60006),
+            ("sdkappid=-1&identifier=a&usersig=s", 60006),
+            ("sdkappid=1&usersig=s", 60004),
+            ("sdkappid=1&identifier=&usersig=s", 60004),
+            ("sdkappid=1&identifier=a", 70002),
+            ("sdkappid=1&identifier=a&usersig=", 70002),
+            ("sdkappid=1&identifier=a&usersig", 70002),
+            ("sdkappid=1&identifier=a&usersig=s&random=x", 60002),
+            ("sdkappid=1&identifier=a&usersig=s&random=", 60002),
+            ("sdkappid=1&identifier=a&usersig=s&random=4294967296", 60002),
+            ("sdkappid=1&identifier=a&usersig=s&random=+1", 60002),
+            ("sdkappid=1&identifier=a&usersig=s&contenttype=xml", 60002),
+            ("SdkAppId=1&identifier=a&usersig=s", 60012),
+            ("", 60012),
+        ] {
+            assert_eq!(
+                call(Method::POST, query, BODY).unwrap_err().code,
+                code,
+                "{query}"
+            );
+        }
+        for random in ["0", "4294967295"] {
+            assert!(call(Method::POST, &GOOD.replace("99999999", random), BODY).is_ok());
+        }
+    }
+
+    #[test]
+    fn method_and_json_should_have_their_codes() {
+        assert_eq!(call(Method::GET, GOOD, BODY).unwrap_err().code, 60009);
+        for body in ["", "{", "[]", "null", "1", "\u{feff}{}"] {
+            assert_eq!(
+                call(Method::POST, GOOD, body).unwrap_err().code,
+                60003,
+                "{body:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_query_that_is_not_wholly_understood_should_travel_alone() {
+        for more in ["&x=1", "&sdkappid=2", "&random=1", "&x"] {
+            let call = call(Method::POST, &format!("{GOOD}{more}"), BODY).unwrap();
+            assert_eq!(call.travels, Travels::Alone, "{more}");
+            assert_eq!(call.target.app, 88_888_888);
+        }
+    }
+
+    #[test]
+    fn no_message_should_hold_the_signature() {
+        let refusal =
+            call(Method::POST, "sdkappid=1&identifier=&usersig=SECRET", BODY).unwrap_err();
+        assert!(!refusal.info.contains("SECRET"));
+        let call = call(Method::POST, "sdkappid=1&identifier=a&usersig=SECRET", BODY).unwrap();
+        assert!(!format!("{:?}", call.credentials).contains("SECRET"));
+    }
+
+    #[test]
+    fn pairs_should_be_counted_for_the_quota() {
+        let command = &message_extension::SET;
+        let pairs: Vec<_> = (0..20)
+            .map(|n| format!(r#"{{"Key":"{n}","Value":""}}"#))
+            .collect();
+        for (operate, list, expected) in [(1, pairs.join(","), 20), (3, String::new(), 1)] {
+            let body = format!(
+                r#"{{"GroupId":"g","MsgSeq":5,"OperateType":{operate},"ExtensionList":[{list}]}}"#
+            );
+            let head = Head {
+                method: Method::POST,
+                target: format!("{}?{GOOD}", command.path).parse().unwrap(),
+                headers: HeaderMap::new(),
+            };
+            let now = clock::now();
+            let terms = Terms {
+                received: now,
+                deadline: now,
+                travels: Travels::Together,
+                random: 0,
+            };
+            let call = validate(command, head, body.into(), terms).unwrap();
+            assert_eq!(call.pairs, expected);
+            assert_eq!(call.target.message, Some(5));
+        }
+    }
+}
