@@ -145,9 +145,10 @@ impl Refusal {
     }
 }
 
-/// `Retry-After` counts whole seconds; rounded up, so that whoever obeys it is not early.
+/// `Retry-After` counts whole seconds; rounded up, so that whoever obeys it is not early, and at
+/// least one: whoever may come back at once would not have been refused.
 fn whole_seconds_up(duration: Duration) -> u64 {
-    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+    (duration.as_secs() + u64::from(duration.subsec_nanos() > 0)).max(1)
 }
 
 #[cfg(test)]
@@ -187,7 +188,7 @@ mod tests {
 
     #[test]
     fn retry_after_should_be_rounded_up() {
-        for (millis, seconds) in [(0, 0), (1, 1), (1_000, 1), (1_001, 2)] {
+        for (millis, seconds) in [(0, 1), (1, 1), (1_000, 1), (1_001, 2)] {
             assert_eq!(whole_seconds_up(Duration::from_millis(millis)), seconds);
         }
     }

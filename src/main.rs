@@ -18,6 +18,7 @@ struct Arguments {
 }
 
 #[derive(Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it in a process")]
 enum Command {
     /// Serves callers until SIGTERM or SIGINT
     Serve(Settings),

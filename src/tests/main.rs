@@ -1,1 +1,10 @@
-//! x
+//! The specification: what the gateway promises, checked at the upstream.
+//!
+//! - [`whole`]: the whole gateway over the simulator, in paused time
+//! - [`promises`]: the same with random callers, arrivals, failures and departures, from seeds
+//! - [`tidy`]: house rules that a text search can check
+
+mod harness;
+mod promises;
+mod tidy;
+mod whole;
