@@ -42,7 +42,6 @@ pub(crate) struct World {
     pub(crate) core: Arc<Core>,
     /// Whether connections to the upstream come about.
     pub(crate) reachable: Arc<AtomicBool>,
-    pub(crate) started: Instant,
 }
 
 /// What a caller heard.
@@ -81,7 +80,6 @@ impl World {
             simulator,
             core: Arc::new(core),
             reachable,
-            started: clock::now(),
         }
     }
 
