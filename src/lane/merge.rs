@@ -486,3 +486,6 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
         deserializer.deserialize_map(Visitor).map(Members)
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;
