@@ -1,10 +1,14 @@
 //! The calls of one lane in the order in which they were read. Pure: no clock, no task.
 //!
 //! The queue knows at any time how many upstream calls its own calls will make, so that a new call
-//! can be told how long it will wait. It counts groups: a call joins the group of the last one if
-//! the two may travel as one. Those who leave can make that count too high, never too low.
+//! can be told how long it will wait. It counts groups: calls side by side that may travel as one.
+//! Those who leave can make that count too high, never too low.
+//!
+//! Any stretch of a group may travel as one as well, so a group may lose calls at both ends. One
+//! from the middle may be missed: he may have replaced keys, or shortened values, for which there
+//! was no room otherwise. Then his group is folded again, or if it is long, counted as two.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::merge::Fold;
 use crate::{
@@ -21,7 +25,6 @@ pub struct Job<T> {
     pub slots: u32,
     /// Its owner's handle.
     pub ticket: T,
-    group: u64,
 }
 
 /// What one slot of the key stands for.
@@ -39,27 +42,24 @@ pub struct Queue<T> {
     counting: Counting,
     jobs: BTreeMap<u64, Job<T>>,
     next_number: u64,
-    /// How many calls are left in each group.
-    groups: BTreeMap<u64, u32>,
-    next_group: u64,
+    /// The first call of each group.
+    starts: BTreeSet<u64>,
     tail: Option<Tail>,
     /// The slots of all calls, if each travelled alone.
     slots: u32,
 }
 
-/// The group that the next call may join.
+/// The last group, which the next call may join.
 #[derive(Debug)]
 enum Tail {
     /// One call, not parsed for folding yet: most lanes never have a second.
-    Single {
-        group: u64,
-        number: u64,
-    },
-    Several {
-        group: u64,
-        fold: Fold,
-    },
+    Single,
+    /// Perhaps with calls before those that are left: what may join all may join the rest.
+    Several(Box<Fold>),
 }
+
+/// The longest group that is folded again when one leaves from its middle.
+const FOLDED_AGAIN: usize = 64;
 
 /// Calls taken from the front, to travel as one.
 #[derive(Debug)]
@@ -89,8 +89,7 @@ impl<T> Queue<T> {
             counting,
             jobs: BTreeMap::new(),
             next_number: 0,
-            groups: BTreeMap::new(),
-            next_group: 0,
+            starts: BTreeSet::new(),
             tail: None,
             slots: 0,
         }
@@ -100,38 +99,47 @@ impl<T> Queue<T> {
     pub fn push(&mut self, call: Call, slots: u32, ticket: T) -> u64 {
         let number = self.next_number;
         self.next_number += 1;
-        let group = self.join(&call, number);
-        self.insert(
-            number,
-            Job {
-                call,
-                slots,
-                ticket,
-                group,
-            },
-        );
+        self.join(&call, number);
+        self.insert(number, call, slots, ticket);
         number
     }
 
     /// Puts a call that was taken back in its old place, to travel alone.
     pub fn put_back(&mut self, number: u64, mut call: Call, slots: u32, ticket: T) {
         call.travels = Travels::Alone;
-        let group = self.new_group();
-        self.insert(
-            number,
-            Job {
-                call,
-                slots,
-                ticket,
-                group,
-            },
-        );
+        self.starts.insert(number);
+        match self.after(number) {
+            Some(next) => {
+                self.starts.insert(next);
+            }
+            None => self.tail = None,
+        }
+        self.insert(number, call, slots, ticket);
     }
 
     /// A call leaves; `None` if it is not here any more.
     pub fn leave(&mut self, number: u64) -> Option<Job<T>> {
         let job = self.jobs.remove(&number)?;
-        self.forget(&job);
+        self.slots -= job.slots;
+        let next = self.after(number);
+        let is_start = self.starts.remove(&number);
+        let again = if is_start {
+            None
+        } else {
+            self.fold_again(number)
+        };
+        match (again, next) {
+            (Some((fold, end)), _) => {
+                if end.is_none() {
+                    self.tail = Some(Tail::Several(Box::new(fold)));
+                }
+            }
+            // If it was of his group: those after him are a group. If not: it is a start already.
+            (None, Some(next)) => {
+                self.starts.insert(next);
+            }
+            (None, None) => self.tail = None,
+        }
         Some(job)
     }
 
@@ -200,8 +208,15 @@ impl<T> Queue<T> {
                 .jobs
                 .pop_first()
                 .expect("a plan is a part of the queue");
-            self.forget(&job);
+            self.slots -= job.slots;
+            self.starts.remove(&number);
             jobs.push((number, job));
+        }
+        match self.jobs.first_key_value() {
+            Some((first, _)) => {
+                self.starts.insert(*first);
+            }
+            None => self.tail = None,
         }
         let fold = (plan.length > 1).then(|| {
             let mut fold = Fold::start(&jobs[0].1.call);
@@ -227,7 +242,7 @@ impl<T> Queue<T> {
 
     /// Upstream calls that they will make, at most.
     pub fn batches(&self) -> u32 {
-        u32::try_from(self.groups.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.starts.len()).unwrap_or(u32::MAX)
     }
 
     /// Slots of the key that they will take, at most.
@@ -248,59 +263,54 @@ impl<T> Queue<T> {
         self.jobs.values()
     }
 
-    fn join(&mut self, call: &Call, number: u64) -> u64 {
-        if call.travels == Travels::Alone {
-            self.tail = None;
-            return self.new_group();
-        }
+    /// Lets a call that comes next join the last group or start one.
+    fn join(&mut self, call: &Call, number: u64) {
         let joined = match self.tail.take() {
+            _ if call.travels == Travels::Alone => None,
             None => None,
-            Some(Tail::Single { group, number }) => self.jobs.get(&number).and_then(|job| {
-                let mut fold = Fold::start(&job.call);
-                fold.add(call).then_some((group, fold))
+            Some(Tail::Single) => self.jobs.last_key_value().and_then(|(_, last)| {
+                let mut fold = Fold::start(&last.call);
+                fold.add(call).then(|| Box::new(fold))
             }),
-            Some(Tail::Several { group, mut fold }) => fold.add(call).then_some((group, fold)),
+            Some(Tail::Several(mut fold)) => fold.add(call).then_some(fold),
         };
-        match joined {
-            Some((group, fold)) => {
-                self.tail = Some(Tail::Several { group, fold });
-                group
-            }
+        self.tail = match joined {
+            Some(fold) => Some(Tail::Several(fold)),
             None => {
-                let group = self.new_group();
-                self.tail = Some(Tail::Single { group, number });
-                group
+                self.starts.insert(number);
+                (call.travels == Travels::Together).then_some(Tail::Single)
             }
+        };
+    }
+
+    /// The group that one has left from behind its start, as one call, and where the next group
+    /// starts. `None` if it does not fold without him or is too long to look.
+    fn fold_again(&self, number: u64) -> Option<(Fold, Option<u64>)> {
+        let start = *self.starts.range(..number).next_back()?;
+        let end = self.starts.range(number..).next().copied();
+        let group = self.jobs.range(start..end.unwrap_or(u64::MAX));
+        let mut group = group.map(|(_, job)| &job.call);
+        if group.clone().nth(FOLDED_AGAIN).is_some() {
+            return None;
         }
+        let mut fold = Fold::start(group.next()?);
+        group.all(|call| fold.add(call)).then_some((fold, end))
     }
 
-    fn new_group(&mut self) -> u64 {
-        self.next_group += 1;
-        self.next_group
+    fn after(&self, number: u64) -> Option<u64> {
+        self.jobs.range(number..).next().map(|(next, _)| *next)
     }
 
-    fn insert(&mut self, number: u64, job: Job<T>) {
-        *self.groups.entry(job.group).or_default() += 1;
-        self.slots += job.slots;
+    fn insert(&mut self, number: u64, call: Call, slots: u32, ticket: T) {
+        self.slots += slots;
+        let job = Job {
+            call,
+            slots,
+            ticket,
+        };
         self.jobs.insert(number, job);
     }
-
-    fn forget(&mut self, job: &Job<T>) {
-        self.slots -= job.slots;
-        if let Some(left) = self.groups.get_mut(&job.group) {
-            *left -= 1;
-            if *left == 0 {
-                self.groups.remove(&job.group);
-                self.tail.take_if(|tail| tail.group() == job.group);
-            }
-        }
-    }
 }
 
-impl Tail {
-    fn group(&self) -> u64 {
-        match self {
-            Tail::Single { group, .. } | Tail::Several { group, .. } => *group,
-        }
-    }
-}
+#[cfg(test)]
+mod tests;
