@@ -1,5 +1,8 @@
 //! The bookkeeping of a queue, and that merging does not show in the state left behind.
 
+mod equivalence;
+mod model;
+
 use super::*;
 use crate::{
     catalogue::group_attributes,
