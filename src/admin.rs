@@ -32,7 +32,12 @@ const MAX_CONNECTIONS: usize = 64;
 /// How long the head of a request may take.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The status page, whole: style and script are in it, since operators may have no way out.
 const PAGE: &str = include_str!("admin/page.html");
+
+/// What the page may do: nothing but show itself and ask this port.
+const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
+                           script-src 'unsafe-inline'; connect-src 'self'";
 
 /// What operators may see.
 pub struct Admin {
@@ -87,7 +92,7 @@ impl Admin {
             return response;
         }
         match path {
-            "/" => with_type("text/html; charset=utf-8", PAGE),
+            "/" => page(),
             "/livez" => text(StatusCode::OK, "alive\n"),
             "/readyz" => match self.lifecycle.phase() {
                 Phase::Ready => text(StatusCode::OK, "ready\n"),
@@ -107,6 +112,15 @@ impl Admin {
             ),
         }
     }
+}
+
+fn page() -> Response<Bytes> {
+    let mut response = with_type("text/html; charset=utf-8", PAGE);
+    let policy = HeaderValue::from_static(PAGE_POLICY);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_SECURITY_POLICY, policy);
+    response
 }
 
 fn with_type(kind: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {

@@ -9,7 +9,7 @@ use std::{collections::HashSet, fmt, time::Duration};
 use parking_lot::Mutex;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector as _, proto::MetricFamily,
 };
 
 use crate::{
@@ -213,6 +213,39 @@ impl Metrics {
             .sum()
     }
 
+    /// Calls from callers that have ended so far.
+    pub fn calls(&self) -> u64 {
+        let outcomes = self.commands.iter().flat_map(|own| &own.outcomes);
+        outcomes.map(IntCounter::get).sum()
+    }
+
+    /// Attempts that have ended so far, repeats included.
+    pub fn upstream_calls(&self) -> u64 {
+        let attempts = self.commands.iter().map(|own| &own.upstream_seconds);
+        attempts.map(Histogram::get_sample_count).sum()
+    }
+
+    /// Writes that were sent so far; several may have travelled in one upstream call.
+    pub fn writes(&self) -> u64 {
+        let writes = self.commands.iter().map(|own| &own.batch_calls);
+        whole(writes.map(Histogram::get_sample_sum).sum())
+    }
+
+    /// Writes so far that needed no upstream call of their own, since they travelled in another's.
+    pub fn merged_calls(&self) -> u64 {
+        let batches = self.commands.iter().map(|own| &own.batch_calls);
+        let batches: u64 = batches.map(Histogram::get_sample_count).sum();
+        // Another thread may count a batch between the two sums.
+        self.writes().saturating_sub(batches)
+    }
+
+    /// Repeated attempts so far.
+    pub fn repeats(&self) -> u64 {
+        let families = self.retries.collect();
+        let causes = families.iter().flat_map(MetricFamily::get_metric);
+        whole(causes.map(|cause| cause.get_counter().get_value()).sum())
+    }
+
     /// The text that Prometheus scrapes.
     pub fn render(&self, room: &Room, quota: &Quota) -> String {
         for class in QUOTAS {
@@ -307,6 +340,16 @@ pub fn quota_name(class: Option<QuotaClass>) -> &'static str {
     class.map_or("api", QuotaClass::name)
 }
 
+/// A sum of counts, which the registry keeps as a float.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "counts are whole and never negative"
+)]
+fn whole(count: f64) -> u64 {
+    count as u64
+}
+
 fn gauge(value: usize) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
@@ -373,6 +416,25 @@ mod tests {
         }
         assert_eq!(metrics.code(-1), "more");
         assert_eq!(metrics.code(7), "7");
+    }
+
+    #[test]
+    fn sums_should_run_over_all_commands() {
+        let metrics = Metrics::new();
+        for command in ["set_group_attr", "get_group_attr", OTHER] {
+            metrics.request(command, Outcome::Ok, Duration::ZERO, Duration::ZERO);
+            metrics.retry(command, "reset");
+            let lost = Err(Failure::Lost(String::new()));
+            metrics.attempt(command, None, &lost, Duration::ZERO);
+        }
+        metrics.request(OTHER, Outcome::Shed, Duration::ZERO, Duration::ZERO);
+        metrics.retry(OTHER, "timeout");
+        metrics.batch("set_group_attr", 7);
+        metrics.batch("modify_group_attr", 1);
+        assert_eq!(metrics.calls(), 4);
+        assert_eq!(metrics.upstream_calls(), 3);
+        assert_eq!(metrics.repeats(), 4);
+        assert_eq!((metrics.writes(), metrics.merged_calls()), (8, 6));
     }
 
     #[test]

@@ -9,11 +9,15 @@ use crate::{
     call::QuotaClass,
     clock::{self, Instant},
     lane::View,
+    metrics::{Metrics, quota_name},
     shutdown::Phase,
 };
 
 /// The keys that are shown: those whose first call has waited longest.
 const SHOWN: usize = 50;
+
+/// The slots of a key whose times are shown: a window may have a million.
+const SHOWN_SLOTS: usize = 50;
 
 #[derive(Serialize)]
 struct Status<'a> {
@@ -23,9 +27,20 @@ struct Status<'a> {
     upstream: &'a str,
     upstream_milliseconds: f64,
     quota_refusals: u64,
+    /// Since the start; readers take differences.
+    totals: Totals,
     waiting: Vec<Waiting<'a>>,
     live_keys: usize,
     keys: Vec<Key>,
+}
+
+#[derive(Serialize)]
+struct Totals {
+    calls: u64,
+    upstream_calls: u64,
+    writes: u64,
+    merged_writes: u64,
+    repeats: u64,
 }
 
 #[derive(Serialize)]
@@ -49,7 +64,10 @@ struct Key {
     attempts: u32,
     limit: u32,
     free_slots: u32,
+    in_flight_slots: u32,
+    cooling_slots: usize,
     next_slot_ms: Option<f64>,
+    /// The first of the cooling slots; `cooling_slots` says how many there are.
     slots_free_in_ms: Vec<f64>,
     rests_ms: f64,
 }
@@ -84,11 +102,12 @@ pub(super) fn render(admin: &Admin) -> Vec<u8> {
         },
         upstream_milliseconds: millis(admin.lanes.upstream.service_time.get()),
         quota_refusals: admin.metrics.quota_refusals(),
+        totals: Totals::of(&admin.metrics),
         waiting: classes
             .map(|class| {
                 let (calls, bytes) = admin.lanes.room.waiting(class);
                 Waiting {
-                    quota: crate::metrics::quota_name(class),
+                    quota: quota_name(class),
                     calls,
                     bytes,
                 }
@@ -108,6 +127,18 @@ pub(super) fn render(admin: &Admin) -> Vec<u8> {
             .collect(),
     };
     serde_json::to_vec_pretty(&status).expect("strings and numbers serialize")
+}
+
+impl Totals {
+    fn of(metrics: &Metrics) -> Totals {
+        Totals {
+            calls: metrics.calls(),
+            upstream_calls: metrics.upstream_calls(),
+            writes: metrics.writes(),
+            merged_writes: metrics.merged_calls(),
+            repeats: metrics.repeats(),
+        }
+    }
 }
 
 impl Key {
@@ -133,8 +164,13 @@ impl Key {
             attempts: view.under_way.map_or(0, |facts| facts.attempts),
             limit: view.limit,
             free_slots: view.slots.free,
+            in_flight_slots: view.slots.in_flight,
+            cooling_slots: view.slots.cooling.len(),
             next_slot_ms: next.map(|next| next.max(rests_ms)),
-            slots_free_in_ms: view.slots.cooling.iter().copied().map(until).collect(),
+            slots_free_in_ms: (view.slots.cooling.iter().take(SHOWN_SLOTS))
+                .copied()
+                .map(until)
+                .collect(),
             rests_ms,
         }
     }
@@ -142,4 +178,34 @@ impl Key {
 
 fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quota::local;
+
+    #[test]
+    fn a_key_should_show_few_of_many_slots_and_count_them_all() {
+        let now = clock::now();
+        let slots = local::View {
+            free: 0,
+            in_flight: 1,
+            cooling: vec![now + Duration::from_millis(250); 999],
+            rests_until: None,
+        };
+        let view = View {
+            calls: 3,
+            bytes: 300,
+            batches: 2,
+            oldest_wait: Duration::from_millis(5),
+            under_way: None,
+            slots,
+            limit: 1_000,
+        };
+        let key = Key::of(&view, now);
+        assert_eq!(key.slots_free_in_ms, vec![250.0; SHOWN_SLOTS]);
+        assert_eq!((key.in_flight_slots, key.cooling_slots), (1, 999));
+        assert_eq!(key.next_slot_ms, Some(250.0));
+    }
 }
