@@ -44,4 +44,5 @@ pub mod metrics;
 pub mod serve;
 pub mod shutdown;
 
+pub mod demo;
 pub mod simulate;

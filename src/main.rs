@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use chat_gateway::{
     config::{self, Config, LogFormat},
-    serve, simulate,
+    demo, serve, simulate,
 };
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -20,12 +20,14 @@ struct Arguments {
 #[derive(Subcommand)]
 #[expect(clippy::large_enum_variant, reason = "there is one of it in a process")]
 enum Command {
+    /// Shows what the gateway does, on this machine alone: simulator, gateway and sample callers
+    Demo(demo::Arguments),
     /// Serves callers until SIGTERM or SIGINT
     Serve(Settings),
     /// Prints the effective settings, or every mistake in them (exit code 2)
     Check(Settings),
     /// Stands in for the Chat API: counts quotas by itself and misbehaves as told
-    Simulate(simulate::Arguments),
+    Simulate(Box<simulate::Arguments>),
 }
 
 #[derive(clap::Args)]
@@ -63,8 +65,9 @@ fn main() -> ExitCode {
             }
             Err(code) => return code,
         },
+        Command::Demo(arguments) => run(demo::run(arguments)),
         Command::Simulate(arguments) => {
-            run(async { simulate::run(arguments).await.map(|()| ExitCode::SUCCESS) })
+            run(async { simulate::run(*arguments).await.map(|()| ExitCode::SUCCESS) })
         }
     };
     outcome.unwrap_or_else(|error| {

@@ -150,6 +150,11 @@ impl Simulator {
         self.inner.world.lock().journal.arrivals()
     }
 
+    /// What [`journal`](Self::journal) returns, which is forgotten then: for a run without an end.
+    pub fn take_journal(&self) -> Vec<Arrival> {
+        self.inner.world.lock().journal.take()
+    }
+
     /// The totals so far.
     pub fn report(&self) -> Report {
         self.inner.world.lock().report()

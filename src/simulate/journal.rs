@@ -136,4 +136,8 @@ impl Journal {
     pub(super) fn arrivals(&self) -> Vec<Arrival> {
         self.arrivals.iter().cloned().collect()
     }
+
+    pub(super) fn take(&mut self) -> Vec<Arrival> {
+        self.arrivals.drain(..).collect()
+    }
 }
