@@ -62,7 +62,7 @@ pub fn validate(
     } else {
         Travels::Alone
     };
-    let target = target(query.app, &object);
+    let target = target(command, query.app, &object);
     let pairs = u32::try_from(understood.items).unwrap_or(u32::MAX).max(1);
     let filled = query.fill(&head.target, terms.random);
     // Ranges count from the start of the query; parameters are filled in at its end.
@@ -100,13 +100,15 @@ pub fn app(query: &str) -> Option<u64> {
         .and_then(|(_, value, _)| value.parse().ok())
 }
 
-fn target(app: u64, body: &Object<'_>) -> Target {
+fn target(command: &Command, app: u64, body: &Object<'_>) -> Target {
     let group = match body.get("GroupId") {
         Some(Node::Text(group)) => Arc::from(group.as_ref()),
         _ => unreachable!("every table requires GroupId to be a string"),
     };
+    // Elsewhere a field of that name means nothing, and must not lead away from the group's lane.
+    let of_message = command.body.iter().any(|field| field.name == "MsgSeq");
     let message = match body.get("MsgSeq") {
-        Some(Node::Integer(message)) => Some(*message),
+        Some(Node::Integer(message)) if of_message => Some(*message),
         _ => None,
     };
     Target {
@@ -387,5 +389,16 @@ mod tests {
             assert_eq!(call.pairs, expected);
             assert_eq!(call.target.message, Some(5));
         }
+    }
+
+    #[test]
+    fn an_unknown_field_should_not_change_whose_state_a_call_writes() {
+        let body = r#"{"GroupId":"g","MsgSeq":5,"GroupAttr":[{"key":"k","value":"v"}]}"#;
+        let call = call(Method::POST, GOOD, body).unwrap();
+        assert_eq!(call.travels, Travels::Alone);
+        assert_eq!(
+            call.target.message, None,
+            "the lane and the window of its group"
+        );
     }
 }

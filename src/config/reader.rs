@@ -72,6 +72,10 @@ impl<'a> Reader<'a> {
             {
                 continue;
             }
+            let written = |setting: &&str| self.places.contains_key(*setting);
+            if conflict.only_if_both_written && !conflict.settings.iter().all(written) {
+                continue;
+            }
             let places = conflict
                 .settings
                 .iter()

@@ -10,6 +10,8 @@ pub(super) struct Conflict {
     /// Their paths; the message begins with the first.
     pub(super) settings: [&'static str; 2],
     pub(super) message: String,
+    /// A default contradicts nothing here: of two bounds the smaller one holds.
+    pub(super) only_if_both_written: bool,
 }
 
 /// Everything in `config` that cannot work together.
@@ -71,7 +73,12 @@ pub(super) fn conflicts(config: &Config) -> Vec<Conflict> {
     checks
         .into_iter()
         .filter(|(broken, _, _)| *broken)
-        .map(|(_, settings, message)| Conflict { settings, message })
+        .map(|(_, settings, message)| Conflict {
+            only_if_both_written: !settings[0].starts_with("listen.admin")
+                && settings[0] != "upstream.url",
+            settings,
+            message,
+        })
         .collect()
 }
 

@@ -78,35 +78,33 @@ impl Fold {
         if self.credentials != call.credentials || self.target != call.target {
             return false;
         }
-        let folded = match (&self.what, Part::of(call)) {
+        match (&mut self.what, Part::of(call)) {
             (
                 What::Attributes { write, entries },
                 Some(Part::Attributes {
                     write: later,
                     entries: newer,
                 }),
-            ) => fold_attributes((*write, entries), (later, newer)),
+            ) => match (*write, later) {
+                (_, Write::Set | Write::Clear) | (Write::Clear, Write::Modify) => {
+                    *write = if later == Write::Clear {
+                        Write::Clear
+                    } else {
+                        Write::Set
+                    };
+                    *entries = newer;
+                    true
+                }
+                (Write::Set | Write::Modify, Write::Modify) => entries.unite(newer),
+            },
             (
                 What::Extensions { operate, entries },
                 Some(Part::Extensions {
                     operate: later,
                     entries: newer,
                 }),
-            ) if *operate == later => {
-                let pairs = entries.beside(newer, message_extension::MAX_PAIRS);
-                pairs.map(|entries| What::Extensions {
-                    operate: later,
-                    entries,
-                })
-            }
-            _ => None,
-        };
-        match folded {
-            Some(what) => {
-                self.what = what;
-                true
-            }
-            None => false,
+            ) if *operate == later => entries.put_beside(newer),
+            _ => false,
         }
     }
 
@@ -167,25 +165,6 @@ impl Fold {
         };
         Bytes::from(serde_json::to_vec(&body).expect("strings and numbers serialize"))
     }
-}
-
-fn fold_attributes(
-    (earlier, entries): (Write, &Entries),
-    (later, newer): (Write, Entries),
-) -> Option<What> {
-    let (write, entries) = match (earlier, later) {
-        (_, Write::Set | Write::Clear) => (later, newer),
-        (Write::Clear, Write::Modify) => (Write::Set, newer),
-        (Write::Set | Write::Modify, Write::Modify) => (
-            earlier,
-            entries.union(
-                newer,
-                group_attributes::MAX_KEYS,
-                group_attributes::MAX_VALUES_BYTES,
-            )?,
-        ),
-    };
-    Some(What::Attributes { write, entries })
 }
 
 /// A call as a part of a fold; `None` if it travels alone.
@@ -297,27 +276,45 @@ impl Entries {
         Some((body.operate.into(), Entries(entries)))
     }
 
-    /// Both, the newer value of a key in the older one's place; `None` beyond the limits.
-    fn union(&self, newer: Entries, max_keys: usize, max_bytes: usize) -> Option<Entries> {
-        let mut union = self.clone();
-        for entry in newer.0 {
-            match union.0.iter_mut().find(|old| old.key == entry.key) {
-                Some(old) => *old = entry,
-                None => union.0.push(entry),
+    /// Takes in newer attributes, a newer value in the older one's place. Beyond the limits of one
+    /// call it says no and is unchanged.
+    fn unite(&mut self, newer: Entries) -> bool {
+        let place = |entry: &Entry| self.0.iter().position(|old| old.key == entry.key);
+        let places: Vec<_> = newer.0.iter().map(place).collect();
+        let bytes =
+            |entries: &[Entry]| entries.iter().map(|entry| entry.value_bytes).sum::<usize>();
+        let replaced: usize = places
+            .iter()
+            .flatten()
+            .map(|&old| self.0[old].value_bytes)
+            .sum();
+        let keys = self.0.len() + places.iter().filter(|place| place.is_none()).count();
+        if keys > group_attributes::MAX_KEYS
+            || bytes(&self.0) - replaced + bytes(&newer.0) > group_attributes::MAX_VALUES_BYTES
+        {
+            return false;
+        }
+        for (place, entry) in places.into_iter().zip(newer.0) {
+            match place {
+                Some(old) => self.0[old] = entry,
+                None => self.0.push(entry),
             }
         }
-        let bytes: usize = union.0.iter().map(|entry| entry.value_bytes).sum();
-        (union.0.len() <= max_keys && bytes <= max_bytes).then_some(union)
+        true
     }
 
-    /// Both, if no key is in both; `None` otherwise and beyond the limit.
-    fn beside(&self, newer: Entries, max: usize) -> Option<Entries> {
-        let fits = self.0.len() + newer.0.len() <= max;
+    /// Takes in more pairs if their keys are all new. Beyond the limit of one call it says no and
+    /// is unchanged.
+    fn put_beside(&mut self, newer: Entries) -> bool {
+        let fits = self.0.len() + newer.0.len() <= message_extension::MAX_PAIRS;
         let apart = newer
             .0
             .iter()
             .all(|entry| self.0.iter().all(|old| old.key != entry.key));
-        (fits && apart).then(|| Entries(self.0.iter().cloned().chain(newer.0).collect()))
+        if fits && apart {
+            self.0.extend(newer.0);
+        }
+        fits && apart
     }
 
     fn raw(&self) -> Vec<&RawValue> {
@@ -356,6 +353,8 @@ pub fn divide(sent: &'static Command, members: &[&Call], reply: &Reply) -> Vec<F
     match (sent.action, code) {
         (Action::WriteExtensions, 0) => divide_pairs(members, reply),
         (_, 0) => all(|reply| Fate::Reply(reply.clone())),
+        // Of a deletion it may speak of one pair.
+        (Action::WriteExtensions, 23004) if deletes(members) => all(|_| Fate::Again),
         (_, code) if speaks_of_all(sent.action, code) => all(|reply| Fate::Reply(reply.clone())),
         // No permission for this command: those who sent another one may have it.
         (action, 10007) if action != Action::WriteExtensions => members
@@ -370,6 +369,13 @@ pub fn divide(sent: &'static Command, members: &[&Call], reply: &Reply) -> Vec<F
             .collect(),
         _ => all(|_| Fate::Again),
     }
+}
+
+fn deletes(members: &[&Call]) -> bool {
+    let operate = members
+        .first()
+        .and_then(|call| Entries::of_extensions(&call.body));
+    operate.is_some_and(|(operate, _)| operate == message_extension::OPERATE_DELETE)
 }
 
 /// Codes that speak of the group, the message, the credentials or the service, and not of what one

@@ -73,9 +73,11 @@ pub struct Batch<T> {
 }
 
 /// What the front of the queue may be sent as.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Plan {
     length: usize,
+    /// As one call, unless a longer run was folded than is taken.
+    fold: Option<Fold>,
     /// The command as which it is sent.
     pub command: &'static Command,
     /// Slots of the key that it takes.
@@ -166,38 +168,41 @@ impl<T> Queue<T> {
                 length: 1,
                 command,
                 slots,
+                fold: None,
             });
         }
-        let mut best: Option<Plan> = None;
-        let mut next = Plan {
-            length: 1,
-            command: first.call.command,
-            slots: first.slots,
-        };
+        let mut best = None;
+        let (mut length, mut slots) = (1, first.slots);
         let mut fold = Fold::start(&first.call);
         // Asked once per change of the command: folding a run seldom changes it.
         let mut answer = None;
-        while next.slots <= max_slots {
-            next.command = fold.command();
+        while slots <= max_slots {
+            let command = fold.command();
             let is_allowed = match answer {
-                Some((command, is_allowed)) if std::ptr::eq(command, next.command) => is_allowed,
-                _ => allowed(next.command),
+                Some((asked, is_allowed)) if std::ptr::eq(asked, command) => is_allowed,
+                _ => allowed(command),
             };
-            answer = Some((next.command, is_allowed));
+            answer = Some((command, is_allowed));
             if is_allowed {
-                best = Some(next);
+                best = Some((length, command, slots));
             }
             let Some(job) = jobs.next() else { break };
-            next.length += 1;
-            next.slots = match self.counting {
-                Counting::Calls => next.slots,
-                Counting::Pairs => next.slots + job.slots,
+            let together = match self.counting {
+                Counting::Calls => slots,
+                Counting::Pairs => slots + job.slots,
             };
-            if next.slots > max_slots || !fold.add(&job.call) {
+            if together > max_slots || !fold.add(&job.call) {
                 break;
             }
+            slots = together;
+            length += 1;
         }
-        best
+        best.map(|(best, command, slots)| Plan {
+            length: best,
+            command,
+            slots,
+            fold: (best == length && best > 1).then_some(fold),
+        })
     }
 
     /// Takes the calls of a plan that was made with the queue as it is now.
@@ -218,7 +223,11 @@ impl<T> Queue<T> {
             }
             None => self.tail = None,
         }
-        let fold = (plan.length > 1).then(|| {
+        let fold = plan.fold.or_else(|| {
+            // The longest run was not allowed, so it is folded again up to what was.
+            if plan.length == 1 {
+                return None;
+            }
             let mut fold = Fold::start(&jobs[0].1.call);
             for (_, job) in &jobs[1..] {
                 assert!(
@@ -226,7 +235,7 @@ impl<T> Queue<T> {
                     "the same calls folded when the plan was made"
                 );
             }
-            fold
+            Some(fold)
         });
         Batch {
             jobs,

@@ -46,13 +46,10 @@ pub(super) async fn run(lanes: Arc<Lanes>, lane: Arc<Lane>) {
 fn next(lanes: &Lanes, lane: &Lane) -> Option<Scopes> {
     let state = lane.state.lock();
     let (_, front) = state.queue.front()?;
-    let plan = state.queue.plan(lane.slots.pace.limit, |_| true);
-    let command = plan.map_or(front.call.command, |plan| plan.command);
     let key = Some((lane.slots.clone(), front.slots));
-    Some(Scopes {
-        key,
-        command: lanes.command(lane, command),
-    })
+    // What follows may turn it into another command; then the permit is switched.
+    let command = lanes.command(lane, front.call.command);
+    Some(Scopes { key, command })
 }
 
 /// Takes what may travel as one, now that there is a permit for it. `None` if there is nothing any

@@ -395,7 +395,9 @@ fn settings_that_contradict_each_other_are_shown_where_one_is_written() {
              (queue.max_calls); lower queue.max_calls_per_key or raise queue.max_calls"
         )
     };
-    check("[queue]\nmax_calls = 10\n", &[&too_many(10_000, "2:13")]);
+    // A default contradicts nothing: the smaller of two bounds holds.
+    assert!(from_all("[queue]\nmax_calls = 10\n", &[], &[]).is_ok());
+    assert!(from_all("", &[], &["retry.max_backoff=50ms", "queue.max_bytes=1KiB"]).is_ok());
     check(
         "[queue]\nmax_calls = 10\nmax_calls_per_key = 11\n",
         &[&too_many(11, "3:21")],
@@ -411,7 +413,7 @@ fn settings_that_contradict_each_other_are_shown_where_one_is_written() {
     );
     check(
         "[listen]\ntraffic = \"0.0.0.0:9090\"\nmax_body = \"1GiB\"\n[retry]\nfirst_backoff = \"6s\"\n\
-         [upstream]\nurl = \"http://0.0.0.0:9090\"\n",
+         max_backoff = \"5s\"\n[queue]\nmax_bytes = \"256MiB\"\n[upstream]\nurl = \"http://0.0.0.0:9090\"\n",
         &[
             "2:11: listen.admin is 127.0.0.1:9090 and listen.traffic is 0.0.0.0:9090, which cannot \
              both be listened on; give one of them another port",
@@ -420,7 +422,7 @@ fn settings_that_contradict_each_other_are_shown_where_one_is_written() {
              or lower listen.max_body",
             "5:17: retry.first_backoff is 6s, longer than retry.max_backoff, 5s; lower \
              retry.first_backoff or raise retry.max_backoff",
-            "7:7: upstream.url is http://0.0.0.0:9090, where the gateway itself listens, so calls \
+            "10:7: upstream.url is http://0.0.0.0:9090, where the gateway itself listens, so calls \
              would go round in a circle; write the address of the Chat API",
         ],
     );

@@ -126,6 +126,13 @@ fn codes_about_a_message_should_go_to_all() {
     for code in [10004, 10007, 10049, 23001, 23005, 1] {
         check_code(sent, &members, Some(code), &[false, false]);
     }
+    // Of a deletion it may also say that one of the pairs does not exist.
+    let members = [
+        extensions(1, 2, &[("a", "")]),
+        extensions(1, 2, &[("b", "")]),
+    ];
+    check_code(sent, &members, Some(23004), &[false, false]);
+    check_code(sent, &members, Some(23002), &[true, true]);
 }
 
 /// Divides a reply among members who sent these keys.

@@ -220,7 +220,7 @@ impl Run {
         let plan = self
             .queue
             .plan(max_slots, |command| is_allowed(allowed, command));
-        let found = plan.map(|plan| (plan.length, plan.command.name));
+        let found = plan.as_ref().map(|plan| (plan.length, plan.command.name));
         assert_eq!(
             found,
             expected.map(|(length, command)| (length, command.name))
@@ -229,16 +229,17 @@ impl Run {
         if Some(plan.length) != self.longest(u32::MAX, [true; 5]).map(|(length, _)| length) {
             self.is_exact = false;
         }
+        let (length, command, plan_slots) = (plan.length, plan.command, plan.slots);
         let batch = self.queue.take(plan);
-        assert_eq!(batch.jobs.len(), plan.length);
-        assert!(std::ptr::eq(batch.command, plan.command));
-        assert_eq!(batch.fold.is_some(), plan.length > 1);
+        assert_eq!(batch.jobs.len(), length);
+        assert!(std::ptr::eq(batch.command, command));
+        assert_eq!(batch.fold.is_some(), length > 1);
         let slots = batch.jobs.iter().map(|(_, job)| job.slots);
         match self.counting {
-            Counting::Calls => assert_eq!(plan.slots, 1),
-            Counting::Pairs => assert_eq!(plan.slots, slots.sum::<u32>()),
+            Counting::Calls => assert_eq!(plan_slots, 1),
+            Counting::Pairs => assert_eq!(plan_slots, slots.sum::<u32>()),
         }
-        assert!(plan.slots <= max_slots);
+        assert!(plan_slots <= max_slots);
         for (number, job) in &batch.jobs {
             let (first, (call, _)) = self.waiting.pop_first().unwrap();
             assert_eq!((first, &call.body), (*number, &job.call.body));
