@@ -114,7 +114,7 @@ async fn saturate(
         .collect();
     let mut heard = Vec::new();
     for task in tasks {
-        heard.extend(task.await.unwrap());
+        heard.extend(task.await.expect("no caller panics"));
     }
     heard
 }
@@ -154,7 +154,7 @@ async fn hold_a_saturated_group_and_message(upstream: Settings, least_share: f64
         .iter()
         .filter(|arrival| arrival.at - first < length)
         .count();
-    let share = f64::from(u32::try_from(used).unwrap()) / 40.0;
+    let share = f64::from(u32::try_from(used).expect("few calls")) / 40.0;
     assert!(
         share >= least_share,
         "{share} of the group's quota was used"
