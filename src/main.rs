@@ -1,6 +1,10 @@
 //! The command line: arguments and logging, then one of the commands.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    io::{IsTerminal as _, stderr},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use chat_gateway::{
     config::{self, Config, LogFormat},
@@ -18,6 +22,7 @@ struct Arguments {
 }
 
 #[derive(Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it in a process")]
 enum Command {
     /// Shows what the gateway does, on this machine alone: simulator, gateway and sample callers
     Demo(demo::Arguments),
@@ -84,9 +89,13 @@ fn run(command: impl Future<Output = std::io::Result<ExitCode>>) -> std::io::Res
 
 fn log(config: &Config) {
     let filter = EnvFilter::new(&config.log.level);
+    // Colours are for people who look on (and have not set NO_COLOR), not for files and collectors.
+    let colours =
+        stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_ansi(colours)
+        .with_writer(stderr);
     match config.log.format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
