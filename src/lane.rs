@@ -1,7 +1,7 @@
 //! Lanes: the calls of one quota key, in the order in which they were read, one upstream call at
 //! a time.
 //!
-//! A lane is a queue and, while anybody waits in it, a task ([`worker`]). It appears with the
+//! A lane is a queue and, while anybody waits in it, a task (`lane/worker.rs`). It appears with the
 //! first call for its key and leaves when nobody waits; its window stays with the quota until it
 //! has passed.
 //!
