@@ -260,7 +260,9 @@ impl Gateway {
 
     fn too_late(&self, trip: &Trip) -> NoAnswer {
         let facts = trip.facts();
-        let refusal = if facts.attempts > 0 {
+        let refusal = if trip.found_nobody() {
+            lane::unreachable_upstream()
+        } else if facts.attempts > 0 {
             lane::unanswered()
         } else if self
             .lanes

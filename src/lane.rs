@@ -306,16 +306,14 @@ impl Seat<'_> {
                 too_late(code, next.saturating_duration_since(clock::now())).into()
             }
             None => {
-                let facts = self
-                    .lane
-                    .state
-                    .lock()
-                    .under_way
-                    .as_ref()
-                    .map(|trip| trip.facts());
+                let trip = self.lane.state.lock().under_way.clone();
+                let refusal = match &trip {
+                    Some(trip) if trip.found_nobody() => unreachable_upstream(),
+                    _ => unanswered(),
+                };
                 NoAnswer {
-                    refusal: unanswered(),
-                    facts,
+                    refusal,
+                    facts: trip.map(|trip| trip.facts()),
                 }
             }
         }

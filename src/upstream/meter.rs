@@ -106,6 +106,7 @@ where
                 permit.settle(reply.at);
             }
             Err(Failure::Unreachable(cause)) => {
+                trip.unreached();
                 leave.unreachable(cause);
                 permit.refund();
             }

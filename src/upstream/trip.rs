@@ -20,6 +20,7 @@ use crate::{
 pub struct Trip {
     batch: AtomicU32,
     attempts: AtomicU32,
+    unreached: AtomicU32,
     upstream_nanos: AtomicU64,
     place: Mutex<Option<Place>>,
     audience: Audience,
@@ -89,6 +90,7 @@ impl Trip {
         Trip {
             batch: AtomicU32::new(batch),
             attempts: AtomicU32::new(0),
+            unreached: AtomicU32::new(0),
             upstream_nanos: AtomicU64::new(0),
             place: Mutex::new(None),
             audience,
@@ -116,6 +118,18 @@ impl Trip {
     pub fn returned(&self, duration: Duration) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         self.upstream_nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// An attempt found no upstream: nothing of it was written.
+    pub fn unreached(&self) {
+        self.unreached.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether there were attempts and none of them found the upstream, so that the call cannot
+    /// have taken effect.
+    pub fn found_nobody(&self) -> bool {
+        let attempts = self.attempts.load(Ordering::Relaxed);
+        attempts > 0 && attempts == self.unreached.load(Ordering::Relaxed)
     }
 
     /// How it went so far.
@@ -203,6 +217,21 @@ impl ServiceTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_call_should_have_found_nobody_only_if_no_attempt_did() {
+        let trip = Trip::for_batch(Vec::new());
+        assert!(!trip.found_nobody(), "it was not tried");
+        for _ in 0..2 {
+            trip.departed();
+            assert!(!trip.found_nobody(), "an attempt is under way");
+            trip.unreached();
+            assert!(trip.found_nobody());
+        }
+        trip.departed();
+        trip.returned(Duration::ZERO);
+        assert!(!trip.found_nobody(), "an attempt arrived");
+    }
 
     #[test]
     fn service_time_should_start_at_the_first_measure_and_follow_slowly() {
