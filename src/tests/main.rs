@@ -2,8 +2,10 @@
 //!
 //! - [`whole`]: the whole gateway over the simulator, in paused time
 //! - [`promises`]: the same with random callers, arrivals, failures and departures, from seeds
+//! - [`binary`]: the real binary over loopback sockets
 //! - [`tidy`]: house rules that a text search can check
 
+mod binary;
 mod harness;
 mod promises;
 mod tidy;

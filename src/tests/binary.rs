@@ -1,0 +1,14 @@
+//! The program as callers and operators meet it: the real binary over loopback sockets.
+
+mod process;
+mod recorder;
+mod wire;
+
+mod checking;
+mod logging;
+mod operating;
+mod passing;
+mod refusing;
+mod simulating;
+mod starting;
+mod stopping;

@@ -1,0 +1,268 @@
+//! What the log looks like, and what is never in it (P6).
+
+use serde_json::Value;
+
+use super::{
+    process::{Gateway, Process, program, settings},
+    recorder::{Deed, OK, Recorder},
+    wire::{EXTEND, SET, exchange, one_attribute, request},
+};
+
+/// A signature, and parts of it that a careless shortening would leave.
+const SIGNATURE: &str = "eJwVERYSECRETSIGNATUREx*-_";
+const PARTS: [&str; 3] = ["VERYSECRET", "eJwVE", "NATUREx"];
+
+const GET: &str = "/v4/group_open_attr_http_svc/get_group_attr";
+
+fn query() -> String {
+    format!("sdkappid=88888888&identifier=admin&usersig={SIGNATURE}&random=7&contenttype=json")
+}
+
+/// Calls of every kind, one after another, good and bad.
+fn calls() -> Vec<Vec<u8>> {
+    let query = query();
+    let large = vec![b'x'; (1 << 20) + 1];
+    let mut calls = vec![
+        request("GET", &format!("{SET}?{query}"), "", b""),
+        request("POST", &format!("{SET}?{query}&random=x"), "", b"{}"),
+        request("POST", &format!("{SET}?usersig={SIGNATURE}"), "", b"{}"),
+        request(
+            "POST",
+            &format!("{SET}?identifier=a&sdkappid={SIGNATURE}"),
+            "",
+            b"{}",
+        ),
+        request("POST", &format!("{SET}?{query}"), "", SIGNATURE.as_bytes()),
+        request(
+            "POST",
+            &format!("{SET}?{query}"),
+            "",
+            br#"{"GroupId":"g","GroupAttr":[{}]}"#,
+        ),
+        request("POST", &format!("/odd?{query}"), "", &large),
+        request(
+            "POST",
+            &format!("/odd?{query}"),
+            "x-chat-gateway-timeout: soon\r\n",
+            b"",
+        ),
+    ];
+    for deed in ["ok", "busy", "fail", "html", "reset", "hang"] {
+        let extension = format!(r#"{{"GroupId":"{deed}","MsgSeq":1,"OperateType":3}}"#);
+        let group = format!(r#"{{"GroupId":"{deed}"}}"#);
+        calls.extend([
+            request(
+                "POST",
+                &format!("{SET}?{query}"),
+                "",
+                one_attribute(deed).as_bytes(),
+            ),
+            request(
+                "POST",
+                &format!("{EXTEND}?{query}"),
+                "",
+                extension.as_bytes(),
+            ),
+            request("POST", &format!("{GET}?{query}"), "", group.as_bytes()),
+            request(
+                "POST",
+                &format!("/odd/{deed}?{query}"),
+                "",
+                group.as_bytes(),
+            ),
+        ]);
+    }
+    // The last one: from here on the credentials are remembered as refused.
+    for _ in 0..2 {
+        let body = one_attribute("expired");
+        calls.push(request(
+            "POST",
+            &format!("{SET}?{query}"),
+            "",
+            body.as_bytes(),
+        ));
+    }
+    calls
+}
+
+/// Does what the group of the call says.
+fn moody(request: &super::wire::Message) -> Deed {
+    let body = String::from_utf8_lossy(&request.body).into_owned();
+    let says = |word: &str| body.contains(&format!("\"{word}\""));
+    let code = |code: i32| {
+        Deed::ok(format!(
+            r#"{{"ActionStatus":"FAIL","ErrorInfo":"no","ErrorCode":{code}}}"#
+        ))
+    };
+    if says("busy") {
+        code(60007)
+    } else if says("fail") {
+        code(10004)
+    } else if says("expired") {
+        code(70001)
+    } else if says("html") {
+        Deed::status(502, "<html>")
+    } else if says("reset") {
+        Deed::Reset
+    } else if says("hang") {
+        Deed::Hang
+    } else {
+        Deed::ok(OK)
+    }
+}
+
+#[track_caller]
+fn check_clean(what: &str, text: &str) {
+    for part in PARTS {
+        assert!(!text.contains(part), "{part} is in {what}:\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn no_line_answer_or_page_should_hold_a_signature() {
+    let upstream = Recorder::start(moody).await;
+    let settings = [
+        "log.level=trace",
+        "upstream.call_timeout=100ms",
+        "queue.deadline=1s",
+        "retry.max_attempts=2",
+        "quota.api.window=100ms",
+    ];
+    let mut gateway = Gateway::start(&upstream.url(), &settings).await;
+    let answers = calls();
+    let answers = answers.iter().map(|request| gateway.call(request));
+    let mut reasons = Vec::new();
+    for answer in futures_util::future::join_all(answers).await {
+        check_clean("an answer", &answer.text());
+        reasons.extend(
+            answer
+                .all("x-chat-gateway-reason")
+                .into_iter()
+                .map(str::to_owned),
+        );
+    }
+    for reason in [
+        "invalid",
+        "too-large",
+        "upstream-unreachable",
+        "upstream-timeout",
+    ] {
+        assert!(
+            reasons.iter().any(|own| own == reason),
+            "{reason} in {reasons:?}"
+        );
+    }
+    for page in ["/metrics", "/status.json", "/"] {
+        check_clean(page, &gateway.look(page).await.text());
+    }
+    gateway.process.signal("TERM");
+    let (code, stdout, log) = gateway.process.end().await;
+    assert_eq!((code, stdout.as_str()), (Some(0), ""));
+    check_clean("the log", &log);
+    let level = |level: &str| log.lines().filter(|line| line.contains(level)).count();
+    assert!(
+        level("\"DEBUG\"") >= calls().len(),
+        "every call is logged\n{log}"
+    );
+    assert!(
+        level("\"WARN\"") > 0,
+        "what fails is logged as a warning\n{log}"
+    );
+}
+
+#[tokio::test]
+async fn an_upstream_that_cannot_be_reached_should_not_bring_the_signature_into_the_log() {
+    // TLS to a server that waits for something else, and a port where nobody listens.
+    let plain = Recorder::of_the_api().await;
+    let tls = format!("https://{}", plain.address());
+    for url in [tls.as_str(), "http://127.0.0.1:1"] {
+        let settings = [
+            "log.level=trace",
+            "upstream.connect_timeout=100ms",
+            "retry.max_attempts=2",
+        ];
+        let mut gateway = Gateway::start(url, &settings).await;
+        for path in [SET, "/odd"] {
+            let body = one_attribute("g");
+            let request = request("POST", &format!("{path}?{}", query()), "", body.as_bytes());
+            let answer = gateway.call(&request).await;
+            assert_eq!(answer.one("x-chat-gateway-reason"), "upstream-unreachable");
+            check_clean("an answer", &answer.text());
+        }
+        gateway.process.signal("TERM");
+        let (_, _, log) = gateway.process.end().await;
+        assert!(log.contains("\"DEBUG\""), "{log}");
+        check_clean("the log", &log);
+    }
+}
+
+#[tokio::test]
+async fn json_should_be_one_object_a_line() {
+    let upstream = Recorder::start(moody).await;
+    let mut gateway = Gateway::start(&upstream.url(), &["log.level=debug"]).await;
+    for deed in ["ok", "fail", "reset"] {
+        let target = format!("/odd?{}", query());
+        gateway
+            .call(&request(
+                "POST",
+                &target,
+                "",
+                one_attribute(deed).as_bytes(),
+            ))
+            .await;
+    }
+    gateway.process.signal("TERM");
+    let (_, _, log) = gateway.process.end().await;
+    let mut messages = Vec::new();
+    for line in log.lines() {
+        let line: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e} in {line}"));
+        for field in ["timestamp", "level", "message", "target"] {
+            assert!(line[field].is_string(), "{field} in {line}");
+        }
+        messages.push(line["message"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(messages.first().unwrap(), "chat-gateway is ready");
+    assert_eq!(messages.last().unwrap(), "stopped");
+    assert_eq!(
+        messages.iter().filter(|message| *message == "call").count(),
+        3
+    );
+}
+
+#[tokio::test]
+async fn text_should_have_no_colours_where_nobody_looks() {
+    let upstream = Recorder::of_the_api().await;
+    let file = settings(&format!("[upstream]\nurl = \"{}\"\n", upstream.url()));
+    let path = file.path().display().to_string();
+    let ports = [
+        "--set",
+        "listen.traffic=127.0.0.1:0",
+        "--set",
+        "listen.admin=127.0.0.1:0",
+    ];
+    let mut arguments = vec!["serve", "--config", &path];
+    arguments.extend_from_slice(&ports);
+    let mut process = Process::start(&mut program(&arguments));
+    let line = process
+        .stderr_line(|line| line.contains("chat-gateway is ready"))
+        .await;
+    assert!(
+        line.contains(" INFO chat_gateway::serve: chat-gateway is ready"),
+        "{line:?}"
+    );
+    let traffic = line
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("traffic="));
+    let traffic = traffic.and_then(|address| address.parse().ok());
+    let traffic = traffic.unwrap_or_else(|| panic!("{line:?}"));
+    assert_eq!(
+        exchange(traffic, &request("GET", "/odd", "", b""))
+            .await
+            .text(),
+        OK
+    );
+    process.signal("TERM");
+    let (code, _, log) = process.end().await;
+    assert_eq!(code, Some(0));
+    assert!(!log.contains('\u{1b}'), "{log:?}");
+}

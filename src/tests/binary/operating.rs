@@ -1,0 +1,255 @@
+//! The admin port.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::{
+    process::{Gateway, within},
+    recorder::{Deed, OK, Recorder},
+    wire::{Connection, EXTEND, SET, call, exchange, one_attribute, request},
+};
+
+/// The metrics of part 6.5 that this version has, and two that say since when and on what.
+const METRICS: [(&str, &str); 16] = [
+    ("chat_gateway_requests_total", "counter"),
+    ("chat_gateway_request_seconds", "histogram"),
+    ("chat_gateway_wait_seconds", "histogram"),
+    ("chat_gateway_upstream_seconds", "histogram"),
+    ("chat_gateway_upstream_calls_total", "counter"),
+    ("chat_gateway_retries_total", "counter"),
+    ("chat_gateway_batch_calls", "histogram"),
+    ("chat_gateway_quota_refusals_total", "counter"),
+    ("chat_gateway_quota_unexplained_refusals_total", "counter"),
+    ("chat_gateway_quota_profile", "gauge"),
+    ("chat_gateway_queue_calls", "gauge"),
+    ("chat_gateway_queue_bytes", "gauge"),
+    ("chat_gateway_keys", "gauge"),
+    ("chat_gateway_build_info", "gauge"),
+    ("chat_gateway_start_time_seconds", "gauge"),
+    ("process_resident_memory_bytes", "gauge"),
+];
+
+/// Everything but the values.
+fn series(text: &str) -> BTreeSet<String> {
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    let name = |line: &str| {
+        line.rsplit_once(' ')
+            .expect("a sample has a value")
+            .0
+            .to_owned()
+    };
+    samples.map(name).collect()
+}
+
+#[tokio::test]
+async fn the_probes_should_answer() {
+    let upstream = Recorder::of_the_api().await;
+    let gateway = Gateway::start(&upstream.url(), &[]).await;
+    for (path, kind, text) in [
+        ("/livez", "text/plain; charset=utf-8", "alive\n"),
+        ("/readyz", "text/plain; charset=utf-8", "ready\n"),
+        ("/readyz?verbose", "text/plain; charset=utf-8", "ready\n"),
+    ] {
+        let answer = gateway.look(path).await;
+        assert_eq!((answer.status(), answer.text().as_str()), (200, text));
+        assert_eq!(answer.one("content-type"), kind);
+    }
+    let page = gateway.look("/").await;
+    assert_eq!(page.one("content-type"), "text/html; charset=utf-8");
+    assert!(
+        page.text().starts_with("<!doctype html>"),
+        "{}",
+        page.text()
+    );
+    let head = exchange(gateway.admin, &request("HEAD", "/livez", "", b"")).await;
+    assert_eq!(head.status(), 200);
+}
+
+#[tokio::test]
+async fn other_paths_and_methods_should_be_refused() {
+    let upstream = Recorder::of_the_api().await;
+    let gateway = Gateway::start(&upstream.url(), &[]).await;
+    for path in ["/nothing", "/metrics/", "//livez", SET] {
+        assert_eq!(gateway.look(path).await.status(), 404, "{path}");
+    }
+    for path in ["/livez", "/metrics", "/status.json", SET] {
+        let answer = exchange(gateway.admin, &request("POST", path, "", b"{}")).await;
+        assert_eq!(
+            (answer.status(), answer.one("allow")),
+            (405, "GET, HEAD"),
+            "{path}"
+        );
+    }
+    assert_eq!(upstream.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn the_admin_paths_should_not_exist_on_the_traffic_port() {
+    let upstream = Recorder::start(|_| Deed::status(404, "not yours")).await;
+    let gateway = Gateway::start(&upstream.url(), &[]).await;
+    let paths = ["/livez", "/readyz", "/metrics", "/status.json", "/"];
+    for path in paths {
+        let answer = gateway.call(&request("GET", path, "", b"")).await;
+        assert_eq!(
+            (answer.status(), answer.text().as_str()),
+            (404, "not yours")
+        );
+        assert_eq!(answer.one("x-chat-gateway-origin"), "upstream");
+    }
+    assert_eq!(upstream.requests().len(), paths.len());
+}
+
+#[tokio::test]
+async fn every_metric_should_be_there_with_its_type_and_help() {
+    let upstream = Recorder::start(|_| Deed::status(502, "<odd>")).await;
+    let settings = ["retry.max_attempts=2", "retry.first_backoff=1ms"];
+    let gateway = Gateway::start(&upstream.url(), &settings).await;
+    // A repeated call, so that the counter of repeats has a series.
+    assert_eq!(
+        gateway
+            .call(&call(SET, "", &one_attribute("g")))
+            .await
+            .status(),
+        502
+    );
+    let answer = gateway.look("/metrics").await;
+    assert_eq!(answer.status(), 200);
+    assert_eq!(
+        answer.one("content-type"),
+        "text/plain; version=0.0.4; charset=utf-8"
+    );
+    let text = answer.text();
+    for (name, kind) in METRICS {
+        assert!(
+            text.contains(&format!("\n# TYPE {name} {kind}\n")),
+            "{name}\n{text}"
+        );
+        let help = text
+            .lines()
+            .find_map(|l| l.strip_prefix(&format!("# HELP {name} ")));
+        assert!(help.is_some_and(|help| !help.is_empty()), "{name}");
+    }
+    for sample in [
+        r#"chat_gateway_requests_total{command="set_group_attr",outcome="failed"} 1"#,
+        r#"chat_gateway_requests_total{command="other",outcome="ok"} 0"#,
+        r#"chat_gateway_upstream_calls_total{code="http_502",command="set_group_attr"} 2"#,
+        r#"chat_gateway_retries_total{cause="http",command="set_group_attr"} 1"#,
+        r#"chat_gateway_batch_calls_count{command="set_group_attr"} 1"#,
+        r#"chat_gateway_quota_profile{profile="exact",quota="group_attributes"} 1"#,
+        &format!(
+            "chat_gateway_build_info{{version=\"{}\"}} 1",
+            env!("CARGO_PKG_VERSION")
+        ),
+    ] {
+        assert!(text.lines().any(|line| line == sample), "{sample}\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn labels_should_stay_bounded_whatever_callers_send() {
+    let upstream = Recorder::of_the_api().await;
+    let gateway = Gateway::start(&upstream.url(), &[]).await;
+    let mut caller = Connection::to(gateway.traffic).await;
+    let mut before = BTreeSet::new();
+    for n in 0..301 {
+        let query = format!("sdkappid={}&identifier=admin{n}&usersig=sig{n}", 1_000 + n);
+        let set = format!("{SET}?{query}");
+        let extension = format!(r#"{{"GroupId":"group{n}","MsgSeq":{n},"OperateType":3}}"#);
+        for request in [
+            request("POST", &format!("/v4/path{n}/odd{n}?{query}"), "", b"{}"),
+            request(
+                "POST",
+                &set,
+                "",
+                one_attribute(&format!("group{n}")).as_bytes(),
+            ),
+            request(
+                "POST",
+                &format!("{EXTEND}?{query}"),
+                "",
+                extension.as_bytes(),
+            ),
+            request("GET", &set, "", b""),
+        ] {
+            caller.send(&request).await;
+            within("an answer", caller.answer_to("POST")).await;
+        }
+        if n == 0 {
+            before = series(&gateway.look("/metrics").await.text());
+        }
+    }
+    assert_eq!(upstream.requests().len(), 903);
+    let text = gateway.look("/metrics").await.text();
+    assert_eq!(series(&text), before);
+    for word in ["group1", "path1", "odd1", "1001", "admin1", "sig1"] {
+        assert!(!text.contains(word), "{word}");
+    }
+}
+
+#[tokio::test]
+async fn the_status_should_show_a_saturated_group() {
+    let upstream = Recorder::of_the_api().await;
+    let settings = [
+        "quota.group_attributes.limit=2",
+        "quota.group_attributes.window=20s",
+    ];
+    let gateway = Gateway::start(&upstream.url(), &settings).await;
+    let body = one_attribute("@TGS#busy");
+    for _ in 0..2 {
+        assert_eq!(gateway.call(&call(SET, "", &body)).await.text(), OK);
+    }
+    let mut callers = Vec::new();
+    for _ in 0..3 {
+        let mut caller = Connection::to(gateway.traffic).await;
+        caller.send(&call(SET, "", &body)).await;
+        callers.push(caller);
+    }
+    let status = gateway
+        .status(|status| status["keys"][0]["queue_calls"] == 3)
+        .await;
+    let bytes = body.len() * 3;
+    assert_eq!(
+        status["waiting"],
+        json!([
+            {"quota": "group_attributes", "calls": 3, "bytes": bytes},
+            {"quota": "message_extension", "calls": 0, "bytes": 0},
+            {"quota": "api", "calls": 0, "bytes": 0},
+        ])
+    );
+    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(status["phase"], "ready");
+    assert_eq!(status["upstream"], "reachable");
+    assert_eq!(status["quota_refusals"], 0);
+    assert_eq!(status["live_keys"], 1);
+    assert!(status["uptime_seconds"].as_f64() > Some(0.0));
+    let key = &status["keys"][0];
+    for (field, value) in [
+        ("quota", json!("group_attributes")),
+        ("sdkappid", json!(88_888_888)),
+        ("group", json!("@TGS#busy")),
+        ("msg_seq", Value::Null),
+        ("queue_calls", json!(3)),
+        ("queue_bytes", json!(bytes)),
+        ("batches", json!(1)),
+        ("in_flight_calls", json!(0)),
+        ("limit", json!(2)),
+        ("free_slots", json!(0)),
+        ("rests_ms", json!(0.0)),
+    ] {
+        assert_eq!(key[field], value, "{field} in {key}");
+    }
+    let free: Vec<f64> = serde_json::from_value(key["slots_free_in_ms"].clone()).unwrap();
+    assert_eq!(free.len(), 2);
+    assert!(
+        free[0] <= free[1] && free[0] > 10_000.0 && free[1] < 20_500.0,
+        "{free:?}"
+    );
+    assert_eq!(key["next_slot_ms"], free[0]);
+    // Who leaves frees his place at once.
+    drop(callers);
+    gateway
+        .status(|status| status["waiting"][0]["calls"] == 0)
+        .await;
+    gateway.status(|status| status["live_keys"] == 0).await;
+}

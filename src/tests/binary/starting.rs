@@ -1,0 +1,97 @@
+//! A start: soon ready, small, and careful with windows that the process before may have spent.
+
+use chat_gateway::clock;
+use std::time::Duration;
+
+use super::{
+    process::Gateway,
+    recorder::{OK, Recorder},
+    wire::{SET, call, one_attribute, request},
+};
+
+#[tokio::test]
+async fn it_should_be_ready_within_200_ms() {
+    let upstream = Recorder::of_the_api().await;
+    let mut best = Duration::MAX;
+    for _ in 0..5 {
+        let begun = clock::now();
+        let _gateway = Gateway::start(&upstream.url(), &[]).await;
+        best = best.min(clock::now() - begun);
+    }
+    assert!(best < Duration::from_millis(200), "{best:?}");
+}
+
+#[tokio::test]
+async fn it_should_take_less_than_15_mib_when_idle() {
+    let upstream = Recorder::of_the_api().await;
+    let gateway = Gateway::start(&upstream.url(), &[]).await;
+    assert_eq!(
+        gateway.call(&request("GET", "/odd", "", b"")).await.text(),
+        OK
+    );
+    let path = format!("/proc/{}/status", gateway.process.id());
+    let status = std::fs::read_to_string(path).unwrap();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = resident.and_then(|line| line.trim().strip_suffix(" kB"));
+    let kib: u64 = kib.unwrap().parse().unwrap();
+    assert!((1_024..15 * 1_024).contains(&kib), "{kib} KiB");
+}
+
+#[tokio::test]
+async fn calls_should_wait_until_windows_of_the_process_before_have_passed() {
+    let upstream = Recorder::of_the_api().await;
+    for request in [
+        call(SET, "", &one_attribute("g")),
+        request("GET", "/odd?sdkappid=1", "", b""),
+    ] {
+        let begun = clock::now();
+        let gateway = Gateway::with(&upstream.url(), &["state.hold=1s"]).await;
+        let ready = clock::now();
+        assert_eq!(gateway.call(&request).await.text(), OK);
+        let answered = clock::now();
+        assert!(
+            answered - begun >= Duration::from_secs(1),
+            "{:?}",
+            answered - begun
+        );
+        assert!(
+            answered - ready <= Duration::from_millis(1_300),
+            "{:?}",
+            answered - ready
+        );
+    }
+}
+
+#[tokio::test]
+async fn calls_should_not_wait_without_a_hold() {
+    let upstream = Recorder::of_the_api().await;
+    let gateway = Gateway::start(&upstream.url(), &[]).await;
+    let begun = clock::now();
+    assert_eq!(
+        gateway
+            .call(&call(SET, "", &one_attribute("g")))
+            .await
+            .text(),
+        OK
+    );
+    let took = clock::now() - begun;
+    assert!(took < Duration::from_millis(500), "{took:?}");
+}
+
+#[tokio::test]
+async fn the_log_should_say_which_windows_start_empty() {
+    let upstream = Recorder::of_the_api().await;
+    let gateway = Gateway::with(&upstream.url(), &["state.hold=1s"]).await;
+    let is_it = |line: &str| line.contains("starts empty");
+    let line = gateway.process.stderr_line(is_it).await;
+    assert!(line.contains("\"quota\":\"message_extension\""), "{line}");
+    assert_eq!(
+        gateway
+            .process
+            .stderr()
+            .lines()
+            .filter(|line| is_it(line))
+            .count(),
+        1
+    );
+}
