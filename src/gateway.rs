@@ -114,8 +114,11 @@ impl Gateway {
         })?;
         let mut headers = parts.headers;
         drop_hop_by_hop(&mut headers);
-        // The body is here whole: hyper writes its length, and nobody needs to ask for it.
-        headers.remove(http::header::CONTENT_LENGTH);
+        // The body is here whole: hyper writes its length, and nobody needs to ask for it. Only that
+        // there is none hyper does not say, and some servers refuse a POST without a length.
+        if !body.is_empty() {
+            headers.remove(http::header::CONTENT_LENGTH);
+        }
         headers.remove(http::header::EXPECT);
         let head = Head {
             method: parts.method,

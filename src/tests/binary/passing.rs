@@ -165,6 +165,8 @@ async fn bodies_should_pass_both_ways_byte_for_byte() {
     for body in [&b""[..], b"\r\n\r\n", &every_byte, &largest] {
         let answer = gateway.call(&request("POST", ODD, "", body)).await;
         assert!(upstream.last().body == body, "{} bytes went in", body.len());
+        let length = body.len().to_string();
+        assert_eq!(upstream.last().one("content-length"), length);
         assert!(answer.body == body, "{} bytes came back", body.len());
     }
 }
