@@ -7,7 +7,7 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, header};
 use tower::ServiceExt as _;
 
 use crate::{
@@ -113,13 +113,17 @@ impl Gateway {
             Refusal::invalid(error::BAD_REQUEST, "the request target has no path")
         })?;
         let mut headers = parts.headers;
+        let has_body = headers.contains_key(header::TRANSFER_ENCODING)
+            || headers.contains_key(header::CONTENT_LENGTH);
         drop_hop_by_hop(&mut headers);
-        // The body is here whole: hyper writes its length, and nobody needs to ask for it. Only that
-        // there is none hyper does not say, and some servers refuse a POST without a length.
-        if !body.is_empty() {
-            headers.remove(http::header::CONTENT_LENGTH);
+        // The body is here whole: hyper writes its length, and nobody needs to ask for it.
+        headers.remove(header::CONTENT_LENGTH);
+        headers.remove(header::EXPECT);
+        if has_body && body.is_empty() {
+            // That there is none hyper does not say, and some servers refuse a POST without a
+            // length.
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        headers.remove(http::header::EXPECT);
         let head = Head {
             method: parts.method,
             target,

@@ -22,7 +22,6 @@ struct Arguments {
 }
 
 #[derive(Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one of it in a process")]
 enum Command {
     /// Shows what the gateway does, on this machine alone: simulator, gateway and sample callers
     Demo(demo::Arguments),
