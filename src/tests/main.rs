@@ -3,10 +3,12 @@
 //! - [`whole`]: the whole gateway over the simulator, in paused time
 //! - [`promises`]: the same with random callers, arrivals, failures and departures, from seeds
 //! - [`binary`]: the real binary over loopback sockets
+//! - [`readme`]: what README.md says of the program
 //! - [`tidy`]: house rules that a text search can check
 
 mod binary;
 mod harness;
 mod promises;
+mod readme;
 mod tidy;
 mod whole;
