@@ -451,7 +451,8 @@ fn draining() -> Refusal {
     Refusal::new(
         Reason::Draining,
         error::SERVICE_TIMEOUT,
-        "the gateway is stopping; send the call to another one",
+        "the gateway is stopping and had no answer yet; a call that was on its way may have taken \
+         effect",
     )
 }
 

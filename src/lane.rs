@@ -407,7 +407,7 @@ pub fn too_long(code: i64, wait: Duration) -> Refusal {
 
 /// A call whose deadline has come while it waited.
 pub fn too_late(code: i64, wait: Duration) -> Refusal {
-    let info = "the deadline has come while the call waited for quota; it was not sent";
+    let info = "the deadline has come while the call waited for quota";
     let mut refusal = Refusal::new(Reason::Deadline, narrow(code), info);
     refusal.retry_after = Some(wait.max(Duration::from_millis(1)));
     refusal

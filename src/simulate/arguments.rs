@@ -138,7 +138,13 @@ pub async fn run(arguments: Arguments) -> io::Result<()> {
     let (window, seed) = (settings.window, settings.seed);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let listener = TcpListener::bind(arguments.listen).await?;
+    let address = arguments.listen;
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        io::Error::new(
+            error.kind(),
+            format!("--listen: cannot listen on {address}: {error}"),
+        )
+    })?;
     let address = listener.local_addr()?;
     let name = window.to_possible_value();
     let name = name.as_ref().map_or("", |value| value.get_name());

@@ -141,8 +141,10 @@ impl Repeats {
         metrics: Arc<Metrics>,
     ) -> Repeats {
         // tower's own defaults, which are Finagle's: ten seconds of memory and ten repeats a
-        // second for everyone, so that a quiet gateway may repeat too.
-        let budget = TpsBudget::new(Duration::from_secs(10), 10, retry.budget);
+        // second for everyone, so that a quiet gateway may repeat too. A budget of nothing is
+        // nothing.
+        let reserve = if retry.budget > 0.0 { 10 } else { 0 };
+        let budget = TpsBudget::new(Duration::from_secs(10), reserve, retry.budget);
         Repeats {
             max_attempts: retry.max_attempts,
             first_backoff: retry.first_backoff,
