@@ -102,7 +102,9 @@ impl Admin {
                 }
             },
             "/metrics" => {
-                let metrics = self.metrics.render(&self.lanes.room, &self.lanes.quota);
+                let lanes = &self.lanes;
+                let rtt_floor = lanes.upstream.floor.lock().get(clock::now());
+                let metrics = self.metrics.render(&lanes.room, &lanes.quota, rtt_floor);
                 with_type("text/plain; version=0.0.4; charset=utf-8", metrics)
             }
             "/status.json" => with_type("application/json", status::render(self)),

@@ -16,7 +16,10 @@ use crate::{
     call::{QuotaClass, Reply},
     catalogue::{COMMANDS, Command, OTHER},
     lane::room::Room,
-    quota::local::{Quota, Refused},
+    quota::{
+        caution::Profile,
+        local::{Quota, Refused},
+    },
     upstream::Failure,
 };
 
@@ -89,6 +92,8 @@ metrics! {
     queue_bytes: IntGaugeVec("chat_gateway_queue_bytes", ["quota"]),
     /// Quota keys whose windows are remembered.
     keys: IntGaugeVec("chat_gateway_keys", ["quota"]),
+    /// What every round trip to the upstream takes at least, as far as it is trusted.
+    rtt_floor: Gauge("chat_gateway_upstream_rtt_floor_seconds"),
     /// Always 1; the version is in the label.
     build_info: GaugeVec("chat_gateway_build_info", ["version"]),
     /// When the process started, in seconds since 1970.
@@ -247,9 +252,11 @@ impl Metrics {
     }
 
     /// The text that Prometheus scrapes.
-    pub fn render(&self, room: &Room, quota: &Quota) -> String {
+    pub fn render(&self, room: &Room, quota: &Quota, rtt_floor: Duration) -> String {
+        self.rtt_floor.set(rtt_floor.as_secs_f64());
         for class in QUOTAS {
             let name = &[quota_name(class)];
+            self.profile(class, quota.class(class).profile());
             let (calls, bytes) = room.waiting(class);
             self.queue_calls.with_label_values(name).set(gauge(calls));
             self.queue_bytes.with_label_values(name).set(gauge(bytes));
@@ -286,16 +293,20 @@ impl Metrics {
             let quota = quota_name(class);
             self.quota_refusals.with_label_values(&[quota]);
             self.quota_unexplained.with_label_values(&[quota]);
-            for (profile, in_force) in [("exact", 1), ("spaced", 0), ("cautious", 0)] {
-                self.quota_profile
-                    .with_label_values(&[quota, profile])
-                    .set(in_force);
-            }
+            self.profile(class, Profile::Exact);
         }
         self.build_info
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1.0);
         self.start_time.set(crate::clock::unix_now().as_secs_f64());
+    }
+
+    fn profile(&self, class: Option<QuotaClass>, in_force: Profile) {
+        for profile in Profile::ALL {
+            self.quota_profile
+                .with_label_values(&[quota_name(class), profile.name()])
+                .set(i64::from(profile == in_force));
+        }
     }
 
     fn of(&self, command: &str) -> &CommandMetrics {

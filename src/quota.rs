@@ -1,8 +1,18 @@
 //! Permits: an attempt leaves for the upstream only with a slot in every window that counts it.
 //!
-//! - [`window`] is the pure arithmetic of one window.
-//! - [`local`] keeps the windows of this process, waits for free slots and hands out permits.
+//! Pure: [`window`] is the arithmetic of one window, [`floor`] the round trip that no call
+//! undercuts, [`rest`] the pause after a refusal, [`caution`] what is left unused after refusals
+//! that our own count cannot explain.
+//!
+//! Not pure: [`local`] keeps the windows of this process and waits for free slots, [`permit`] is
+//! what it hands out, [`class`] is the profile that all windows of a quota share, [`spacing`]
+//! spaces calls by governor.
 
+pub mod caution;
+pub mod class;
+pub mod floor;
 pub mod local;
+pub mod permit;
 pub mod rest;
+pub mod spacing;
 pub mod window;

@@ -144,6 +144,11 @@ impl Simulator {
         self.inner.world.lock().dice.script(script);
     }
 
+    /// From now on others make so many calls a second, as [`Settings::spender`] says.
+    pub fn set_spender(&self, spender: f64) {
+        self.inner.world.lock().set_spender(spender);
+    }
+
     /// Everything that arrived, in the order of arrival, if [`Settings::journal`] is on. The last
     /// million is kept.
     pub fn journal(&self) -> Vec<Arrival> {

@@ -18,6 +18,7 @@ pub mod trip;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tower::{ServiceBuilder, retry::RetryLayer, util::BoxCloneSyncService};
 
 use crate::{
@@ -25,7 +26,7 @@ use crate::{
     catalogue::{Command, OTHER},
     config::Config,
     metrics::Metrics,
-    quota::local::{Permit, Scopes},
+    quota::{floor::RttFloor, local::Scopes, permit::Permit},
 };
 use breaker::Breaker;
 use client::Attempt;
@@ -99,6 +100,8 @@ pub struct Upstream {
     pub breaker: Arc<Breaker>,
     /// How long calls take there.
     pub service_time: Arc<trip::ServiceTime>,
+    /// What every round trip takes at least.
+    pub floor: Arc<Mutex<RttFloor>>,
 }
 
 impl Upstream {
@@ -109,6 +112,7 @@ impl Upstream {
             config.retry.max_backoff,
         ));
         let service_time = Arc::new(trip::ServiceTime::default());
+        let floor = Arc::new(Mutex::new(RttFloor::default()));
         let repeat = retry::Repeats::new(&config.retry, service_time.clone(), metrics.clone());
         let stack = ServiceBuilder::new()
             .layer(RetryLayer::new(repeat))
@@ -117,6 +121,7 @@ impl Upstream {
                     inner,
                     breaker.clone(),
                     service_time.clone(),
+                    floor.clone(),
                     metrics.clone(),
                 )
             }))
@@ -125,6 +130,7 @@ impl Upstream {
             stack: BoxCloneSyncService::new(stack),
             breaker,
             service_time,
+            floor,
         }
     }
 }

@@ -70,8 +70,12 @@ const ORDER: Choice<Order> = Choice {
     later: &["fair"],
 };
 const PROFILE: Choice<Profile> = Choice {
-    words: &[("exact", Profile::Exact)],
-    later: &["spaced", "cautious"],
+    words: &[
+        ("exact", Profile::Exact),
+        ("spaced", Profile::Spaced),
+        ("cautious", Profile::Cautious),
+    ],
+    later: &[],
 };
 const COUNT: Choice<Count> = Choice {
     words: &[

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::upstream_url::UpstreamUrl;
+pub use crate::quota::caution::Profile;
 
 /// All settings, checked.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -149,7 +150,7 @@ pub struct Quota {
     pub limit: u32,
     /// How long the window is, 1 ms to 1 h.
     pub window: Duration,
-    /// How the calls of a window are spread.
+    /// How the calls of a window are spread at the start, and at most how freely.
     pub profile: Profile,
 }
 
@@ -160,7 +161,7 @@ pub struct ExtensionQuota {
     pub limit: u32,
     /// How long the window is, 1 ms to 1 h.
     pub window: Duration,
-    /// How the calls of a window are spread.
+    /// How the calls of a window are spread at the start, and at most how freely.
     pub profile: Profile,
     /// What is counted.
     pub count: Count,
@@ -173,19 +174,12 @@ pub struct ApiQuota {
     pub limit: u32,
     /// How long the window is, 1 ms to 1 h.
     pub window: Duration,
-    /// How the calls of a window are spread.
+    /// How the calls of a window are spread at the start, and at most how freely.
     pub profile: Profile,
     /// Commands with limits of their own in the same window, as `command` or `service/command`.
     /// What is written adds to the defaults, which are the documented 100 per second of
     /// `account_check`, `account_delete` and `multiaccount_import`.
     pub commands: BTreeMap<String, u32>,
-}
-
-/// How the calls of a window are spread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Profile {
-    /// As soon as the window has room.
-    Exact,
 }
 
 /// What the quota of message extensions counts.

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{
     call::{Call, Head},
-    quota::local::{Permit, Scopes},
+    quota::local::Scopes,
+    quota::permit::Permit,
     upstream::{
         Outbound, meter,
         trip::{Answer, Seat, Trip},

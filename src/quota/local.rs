@@ -25,7 +25,11 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{
+    caution::{Consequence, Left, Profile},
+    class::Class,
+    permit::Permit,
     rest::Rest,
+    spacing::Spacing,
     window::{Next, Pace, Window},
 };
 use crate::{
@@ -41,6 +45,9 @@ pub struct Quota {
     keys: Sharded<LaneKey, Arc<Slots>>,
     commands: Mutex<Commands>,
     settings: Settings,
+    group_attributes: Arc<Class>,
+    message_extension: Arc<Class>,
+    api: Arc<Class>,
     started: Instant,
 }
 
@@ -66,22 +73,28 @@ struct Commands {
 pub struct Slots {
     /// Its limit and length.
     pub pace: Pace,
-    state: Mutex<State>,
+    class: Arc<Class>,
+    pub(super) state: Mutex<State>,
     changed: Notify,
 }
 
 #[derive(Debug)]
-struct State {
-    window: Window,
+pub(super) struct State {
+    pub(super) window: Window,
     rest: Rest,
+    /// What is left to another spender of this quota.
+    left: Left,
+    /// Under every profile but `exact`.
+    spacing: Option<Box<Spacing>>,
+    last_sent: Option<Instant>,
 }
 
 /// The window of one command in one app.
 #[derive(Debug)]
 pub struct CommandSlots {
-    slots: Slots,
+    pub(super) slots: Slots,
     app: Arc<Mutex<Rest>>,
-    turn: tokio::sync::Mutex<()>,
+    pub(super) turn: tokio::sync::Mutex<()>,
     waiting: AtomicU32,
 }
 
@@ -133,6 +146,7 @@ impl Quota {
             call_timeout,
         };
         let quota = &config.quota;
+        let class = |name, profile| Arc::new(Class::new(name, profile));
         Quota {
             keys: Sharded::new(),
             commands: Mutex::default(),
@@ -147,6 +161,9 @@ impl Quota {
                 api_commands: quota.api.commands.clone().into_iter().collect(),
                 hold: config.state.hold,
             },
+            group_attributes: class("group_attributes", quota.group_attributes.profile),
+            message_extension: class("message_extension", quota.message_extension.profile),
+            api: class("api", quota.api.profile),
             started: clock::now(),
         }
     }
@@ -157,7 +174,7 @@ impl Quota {
         if let Some(slots) = shard.get(key) {
             return slots.clone();
         }
-        let slots = Arc::new(self.slots(*self.pace(key.class)));
+        let slots = Arc::new(self.slots(self.class(Some(key.class)), *self.pace(key.class)));
         shard.insert(key.clone(), slots.clone());
         slots
     }
@@ -171,10 +188,13 @@ impl Quota {
         let rest = commands.apps.entry(app).or_default().clone();
         let limit = self.settings.api_limit(path);
         let slots = Arc::new(CommandSlots {
-            slots: self.slots(Pace {
-                limit,
-                ..self.settings.api
-            }),
+            slots: self.slots(
+                &self.api,
+                Pace {
+                    limit,
+                    ..self.settings.api
+                },
+            ),
             app: rest,
             turn: tokio::sync::Mutex::new(()),
             waiting: AtomicU32::new(0),
@@ -195,6 +215,15 @@ impl Quota {
         }
     }
 
+    /// The profile of a class of keys, or of the API-wide quota.
+    pub fn class(&self, class: Option<QuotaClass>) -> &Arc<Class> {
+        match class {
+            Some(QuotaClass::GroupAttributes) => &self.group_attributes,
+            Some(QuotaClass::MessageExtension) => &self.message_extension,
+            None => &self.api,
+        }
+    }
+
     /// The limit and length of a class of keys.
     pub fn pace(&self, class: QuotaClass) -> &Pace {
         match class {
@@ -203,8 +232,12 @@ impl Quota {
         }
     }
 
-    /// Forgets windows in which nothing matters any more and that nobody holds.
+    /// Forgets windows in which nothing matters any more and that nobody holds, and lets classes
+    /// step up that have been quiet for long enough.
     pub fn sweep(&self) {
+        for class in [&self.group_attributes, &self.message_extension, &self.api] {
+            class.step_up(clock::now());
+        }
         for mut shard in self.keys.each() {
             let now = clock::now();
             shard.retain(|_, slots| Arc::strong_count(slots) > 1 || !slots.is_idle(now));
@@ -241,7 +274,7 @@ impl Quota {
             .sum()
     }
 
-    fn slots(&self, pace: Pace) -> Slots {
+    fn slots(&self, class: &Arc<Class>, pace: Pace) -> Slots {
         let known_from = self.started + pace.period();
         let window = if pace.window <= self.settings.hold && clock::now() < known_from {
             Window::spent(pace.limit, known_from)
@@ -250,9 +283,13 @@ impl Quota {
         };
         Slots {
             pace,
+            class: class.clone(),
             state: Mutex::new(State {
                 window,
                 rest: Rest::default(),
+                left: Left::default(),
+                spacing: None,
+                last_sent: None,
             }),
             changed: Notify::new(),
         }
@@ -287,22 +324,62 @@ impl Slots {
     /// When `slots` can be taken behind `ahead`.
     fn forecast(&self, now: Instant, ahead: Ahead, slots: u32, service: Duration) -> Instant {
         let mut state = self.state.lock();
-        let rested = state.rest.until(now).unwrap_or(now);
+        self.follow_profile(&mut state, now, slots);
+        let rested = state.rest.until(now).unwrap_or(now) + service * ahead.batches;
         let slot = state
             .window
             .forecast(now, &self.pace, ahead.slots, slots, service);
-        slot.max(rested + service * ahead.batches)
+        let spaced = state.spacing.as_ref().map_or(now, |spacing| {
+            spacing.next(now).unwrap_or(now) + spacing.gap() * ahead.slots
+        });
+        slot.max(rested).max(spaced)
     }
 
     fn is_idle(&self, now: Instant) -> bool {
         let mut state = self.state.lock();
-        state.window.is_idle(now) && state.rest.until(now).is_none()
+        state.window.is_idle(now) && state.rest.until(now).is_none() && state.left.slots(now) == 0
+    }
+
+    /// When `slots` can be taken together.
+    pub(super) fn next(&self, state: &mut State, now: Instant, slots: u32) -> Next {
+        self.follow_profile(state, now, slots);
+        let spaced = state.spacing.as_ref().and_then(|spacing| spacing.next(now));
+        let not_before = spaced.max(state.rest.until(now));
+        match (not_before, state.window.next_free(now, slots)) {
+            (None, next) => next,
+            (Some(at), Next::Now) => Next::At(at),
+            (Some(at), Next::At(free)) => Next::At(at.max(free)),
+            (Some(_), Next::WhenSettled) => Next::WhenSettled,
+        }
+    }
+
+    /// Makes the window what the profile in force, and another spender, leave of it.
+    fn follow_profile(&self, state: &mut State, now: Instant, slots: u32) {
+        let profile = self.class.profile();
+        let one_less = u32::from(profile == Profile::Cautious);
+        let limit = self
+            .pace
+            .limit
+            .saturating_sub(one_less + state.left.slots(now))
+            .max(1);
+        // A call that needs more slots than are left may still have the whole window.
+        state.window.resize(limit.max(slots.min(self.pace.limit)));
+        let gap = self.pace.window / limit;
+        if profile == Profile::Exact {
+            state.spacing = None;
+        } else if state
+            .spacing
+            .as_ref()
+            .is_none_or(|spacing| spacing.gap() != gap)
+        {
+            state.spacing = Some(Box::new(Spacing::new(gap, state.last_sent)));
+        }
     }
 
     /// Waits until `slots` are free and the rest is over. Only one task at a time may wait.
     async fn until_free(&self, slots: u32) {
         loop {
-            let next = self.state.lock().next(clock::now(), slots);
+            let next = self.next(&mut self.state.lock(), clock::now(), slots);
             match next {
                 Next::Now => return,
                 Next::At(at) => {
@@ -316,12 +393,18 @@ impl Slots {
         }
     }
 
-    fn refused(&self, now: Instant) {
-        self.state.lock().rest.refused(now, &self.pace);
-        self.changed.notify_one();
+    /// The upstream refused a call that was sent at `sent_at`.
+    fn refused(&self, sent_at: Instant, now: Instant) {
+        let consequence = self.class.refused(sent_at, now);
+        self.change(|state| {
+            state.rest.refused(now, &self.pace);
+            if consequence == Consequence::AnotherSpends {
+                state.left.refused(sent_at, now);
+            }
+        });
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    pub(super) fn change(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.state.lock());
         self.changed.notify_one();
     }
@@ -341,19 +424,25 @@ pub struct View {
 }
 
 impl State {
-    fn next(&mut self, now: Instant, slots: u32) -> Next {
-        match (self.rest.until(now), self.window.next_free(now, slots)) {
-            (None, next) => next,
-            (Some(rested), Next::Now) => Next::At(rested),
-            (Some(rested), Next::At(at)) => Next::At(at.max(rested)),
-            (Some(_), Next::WhenSettled) => Next::WhenSettled,
+    /// Takes what [`Slots::next`] has just said to be free.
+    pub(super) fn take(&mut self, now: Instant, slots: u32) {
+        assert!(
+            self.window.take(now, slots),
+            "just seen free, under the same lock"
+        );
+        if let Some(spacing) = &mut self.spacing {
+            assert!(
+                spacing.take(now, slots),
+                "just seen free, under the same lock"
+            );
         }
+        self.last_sent = Some(now);
     }
 }
 
 impl CommandSlots {
     /// The whole app rests: 60011 speaks of all its commands.
-    fn app_rest(&self, now: Instant) -> Option<Instant> {
+    pub(super) fn app_rest(&self, now: Instant) -> Option<Instant> {
         self.app.lock().until(now)
     }
 
@@ -426,7 +515,9 @@ impl Scopes {
     /// The window that keeps a call from being sent now.
     pub fn limiting(&self, now: Instant) -> Limiting {
         match &self.key {
-            Some((key, slots)) if key.state.lock().next(now, *slots) != Next::Now => Limiting::Key,
+            Some((key, slots)) if key.next(&mut key.state.lock(), now, *slots) != Next::Now => {
+                Limiting::Key
+            }
             Some(_) if self.command.waiting() == 0 => Limiting::Key,
             _ => Limiting::Command,
         }
@@ -436,146 +527,23 @@ impl Scopes {
         let mut key = self
             .key
             .as_ref()
-            .map(|(key, slots)| (key.state.lock(), *slots));
-        let mut command = self.command.slots.state.lock();
+            .map(|(key, slots)| (key, key.state.lock(), *slots));
+        let command = &self.command.slots;
+        let mut state = command.state.lock();
         let key_is_free = key
             .as_mut()
-            .is_none_or(|(state, slots)| state.next(now, *slots) == Next::Now);
-        if !key_is_free || command.next(now, 1) != Next::Now || self.command.app_rest(now).is_some()
+            .is_none_or(|(key, state, slots)| key.next(state, now, *slots) == Next::Now);
+        if !key_is_free
+            || command.next(&mut state, now, 1) != Next::Now
+            || self.command.app_rest(now).is_some()
         {
             return None;
         }
-        if let Some((state, slots)) = &mut key {
-            assert!(
-                state.window.take(now, *slots),
-                "just seen free, under the same lock"
-            );
+        if let Some((_, state, slots)) = &mut key {
+            state.take(now, *slots);
         }
-        assert!(
-            command.window.take(now, 1),
-            "just seen free, under the same lock"
-        );
-        Some(Permit {
-            scopes: self.clone(),
-            state: Held::Yes,
-        })
-    }
-}
-
-/// The right to make one attempt: a slot in every window that counts it.
-///
-/// Settled by what came of the attempt. Dropped unsettled, the outcome counts as unknown.
-#[derive(Debug)]
-#[must_use = "a permit that is dropped holds its slots as if the call were lost on the way"]
-pub struct Permit {
-    scopes: Scopes,
-    state: Held,
-}
-
-#[derive(Debug, PartialEq)]
-enum Held {
-    Yes,
-    GivenBack,
-}
-
-impl Permit {
-    /// The windows that it holds slots in.
-    pub fn scopes(&self) -> &Scopes {
-        &self.scopes
-    }
-
-    /// Slots of the key that it holds or could hold by [`grow`](Self::grow).
-    pub fn slots_within_reach(&self) -> u32 {
-        match &self.scopes.key {
-            Some((key, slots)) => slots + key.state.lock().window.free(clock::now()),
-            None => u32::MAX,
-        }
-    }
-
-    /// Takes more slots of the key, `slots` in all; never more than are within reach.
-    pub fn grow(&mut self, slots: u32) -> bool {
-        let Some((key, held)) = &mut self.scopes.key else {
-            return true;
-        };
-        let more = slots.saturating_sub(*held);
-        if !key.state.lock().window.take(clock::now(), more) {
-            return false;
-        }
-        *held += more;
-        true
-    }
-
-    /// Whether [`switch`](Self::switch) would work now.
-    pub fn could_switch(&self, to: &Arc<CommandSlots>) -> bool {
-        let now = clock::now();
-        Arc::ptr_eq(to, &self.scopes.command)
-            || (to.turn.try_lock().is_ok()
-                && to.app_rest(now).is_none()
-                && to.slots.state.lock().next(now, 1) == Next::Now)
-    }
-
-    /// Gives the slot of its command for one of another command, if that has one now and nobody
-    /// waits for it.
-    pub fn switch(&mut self, to: &Arc<CommandSlots>) -> bool {
-        if Arc::ptr_eq(to, &self.scopes.command) {
-            return true;
-        }
-        let Ok(_turn) = to.turn.try_lock() else {
-            return false;
-        };
-        {
-            let now = clock::now();
-            let mut state = to.slots.state.lock();
-            if to.app_rest(now).is_some() || state.next(now, 1) != Next::Now {
-                return false;
-            }
-            assert!(
-                state.window.take(now, 1),
-                "just seen free, under the same lock"
-            );
-        }
-        let from = std::mem::replace(&mut self.scopes.command, to.clone());
-        from.slots.change(|state| state.window.refund(1));
-        true
-    }
-
-    /// The reply came at `reply_at`: the slots cool from then.
-    pub fn settle(mut self, reply_at: Instant) {
-        self.give_back(|window, pace, slots| {
-            window.settle(slots, pace.free_after_reply(reply_at, Duration::ZERO));
-        });
-    }
-
-    /// The connection was given up at `closed_at` and nobody knows whether the call arrived.
-    pub fn lose(mut self, closed_at: Instant) {
-        self.give_back(|window, pace, slots| window.settle(slots, pace.free_after_loss(closed_at)));
-    }
-
-    /// Nothing was written to a socket: the slots are free again.
-    pub fn refund(mut self) {
-        self.give_back(|window, _, slots| window.refund(slots));
-    }
-
-    fn give_back(&mut self, settle: impl Fn(&mut Window, &Pace, u32)) {
-        if std::mem::replace(&mut self.state, Held::GivenBack) == Held::GivenBack {
-            return;
-        }
-        if let Some((key, slots)) = &self.scopes.key {
-            key.change(|state| settle(&mut state.window, &key.pace, *slots));
-        }
-        let command = &self.scopes.command.slots;
-        command.change(|state| settle(&mut state.window, &command.pace, 1));
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if self.state == Held::Yes {
-            let closed_at = clock::now();
-            self.give_back(|window, pace, slots| {
-                window.settle(slots, pace.free_after_loss(closed_at));
-            });
-        }
+        state.take(now, 1);
+        Some(Permit::new(self.clone()))
     }
 }
 
@@ -591,16 +559,16 @@ pub enum Refused {
 }
 
 impl Scopes {
-    /// The upstream refused a call over a quota: that window rests.
-    pub fn refused(&self, whose: Refused, now: Instant) {
+    /// The upstream refused a call over a quota, sent at `sent_at`: that window rests.
+    pub fn refused(&self, whose: Refused, sent_at: Instant, now: Instant) {
         match (whose, &self.key) {
-            (Refused::Key, Some((key, _))) => key.refused(now),
+            (Refused::Key, Some((key, _))) => key.refused(sent_at, now),
             (Refused::App, _) => self
                 .command
                 .app
                 .lock()
                 .refused(now, &self.command.slots.pace),
-            (Refused::Key | Refused::Command, _) => self.command.slots.refused(now),
+            (Refused::Key | Refused::Command, _) => self.command.slots.refused(sent_at, now),
         }
     }
 

@@ -85,12 +85,17 @@ impl Window {
         window
     }
 
+    /// From now on there are so many slots. Those that are busy beyond it stay busy for their time.
+    pub fn resize(&mut self, limit: u32) {
+        self.limit = limit.max(1);
+    }
+
     /// Slots that can be taken at `now`.
     pub fn free(&mut self, now: Instant) -> u32 {
         while self.cooling.front().is_some_and(|&at| at <= now) {
             self.cooling.pop_front();
         }
-        self.limit - self.busy()
+        self.limit.saturating_sub(self.busy())
     }
 
     /// Takes `slots` together, or none and says so.
@@ -118,11 +123,10 @@ impl Window {
 
     /// When `slots` will be free together.
     pub fn next_free(&mut self, now: Instant, slots: u32) -> Next {
-        let free = self.free(now);
-        if slots <= free {
+        if slots <= self.free(now) {
             return Next::Now;
         }
-        let missing = (slots - free) as usize;
+        let missing = (self.busy() + slots - self.limit) as usize;
         self.cooling
             .get(missing - 1)
             .map_or(Next::WhenSettled, |&at| Next::At(at))
@@ -145,7 +149,8 @@ impl Window {
 
     /// Nothing is in flight and nothing cools, so that forgetting the key changes no answer.
     pub fn is_idle(&mut self, now: Instant) -> bool {
-        self.free(now) == self.limit
+        self.free(now);
+        self.busy() == 0
     }
 
     /// When a call that takes `slots`, behind calls that take `ahead`, can be sent at the

@@ -117,26 +117,25 @@ impl Dice {
     }
 
     pub(super) fn draw(&mut self, settings: &Settings, command: &str, group: Option<&str>) -> Lot {
-        let mut delay = settings.latency;
+        // Two ways of a line, each with a delay of its own that no call undercuts.
+        let [mut before, mut after] = [settings.latency / 2; 2];
         if !settings.jitter.is_zero() {
-            delay += self.part(settings.jitter);
+            before += self.part(settings.jitter / 2);
+            after += self.part(settings.jitter / 2);
         }
         if let Some((spike, share)) = settings.spikes
             && self.rng.random::<f64>() < share
         {
-            delay += spike;
+            let first = self.part(spike);
+            before += first;
+            after += spike.saturating_sub(first);
         }
-        let before = if delay.is_zero() {
-            delay
-        } else {
-            self.part(delay)
-        };
         Lot {
             fault: self
                 .scripted(command, group)
                 .unwrap_or_else(|| self.shared(&settings.faults)),
             before,
-            after: delay.saturating_sub(before),
+            after,
         }
     }
 

@@ -121,7 +121,7 @@ pub(super) struct Quotas {
     group_attributes: Shape,
     message_extension: Shape,
     api: Shape,
-    /// The mean time between two calls of the other spenders.
+    /// The time between two calls of the other spenders.
     spender: Option<Duration>,
     live: HashMap<QuotaKey, Live>,
     folded: HashMap<QuotaKey, (u64, bool)>,
@@ -149,7 +149,20 @@ pub(super) struct Counted {
     pub(super) foreign: Vec<Foreign>,
 }
 
+/// The time between two calls of a spender who makes so many a second.
+fn gap(spender: f64) -> Option<Duration> {
+    (spender > 0.0)
+        .then(|| Duration::try_from_secs_f64(spender.recip()).ok())
+        .flatten()
+        .filter(|gap| !gap.is_zero())
+}
+
 impl Quotas {
+    /// From now on others make so many calls a second.
+    pub(super) fn set_spender(&mut self, spender: f64) {
+        self.spender = gap(spender);
+    }
+
     pub(super) fn new(settings: &Settings, dice: &mut Dice) -> Self {
         let mut shape = |limit: Limit| Shape {
             kind: settings.window,
@@ -162,10 +175,7 @@ impl Quotas {
             group_attributes: shape(settings.limits.group_attributes),
             message_extension: shape(settings.limits.message_extension),
             api: shape(settings.limits.api),
-            spender: (settings.spender > 0.0)
-                .then(|| Duration::try_from_secs_f64(settings.spender.recip()).ok())
-                .flatten()
-                .filter(|gap| !gap.is_zero()),
+            spender: gap(settings.spender),
             live: HashMap::new(),
             folded: HashMap::new(),
             sweep_at: KEYS,
@@ -199,6 +209,9 @@ impl Quotas {
         }
         let live = self.live.get_mut(key).expect("it was inserted above");
         let mut foreign = Vec::new();
+        if live.foreign.is_none() {
+            live.foreign = spender.map(|gap| at + dice.part(gap));
+        }
         if let Some((next, gap)) = live.foreign.as_mut().zip(spender) {
             // What happened long before the window that counts is left out.
             let since = at.saturating_sub(shape.memory() * 3);
@@ -210,7 +223,7 @@ impl Quotas {
                     at: *next,
                     accepted: live.window.arrive(&shape, *next, 1),
                 });
-                *next += dice.part(2 * gap);
+                *next += gap;
             }
         }
         live.seen = at;

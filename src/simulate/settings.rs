@@ -40,8 +40,8 @@ pub struct Settings {
     /// Compare the `Seq` of message extensions with what is stored (23001), as the API does for
     /// callers who are not app admins.
     pub check_seq: bool,
-    /// Calls a second, on average, that arrive from elsewhere at random moments on each live key of
-    /// group attributes and of message extensions. They count in the upstream's windows, weigh one
+    /// Calls a second that arrive from elsewhere, evenly spread from a random moment on, on each live
+    /// key of group attributes and of message extensions. They count in the upstream's windows, weigh one
     /// each, and are made up when their key is next touched.
     pub spender: f64,
     /// Keep every arrival for [`Simulator::journal`](super::Simulator::journal); off, only the

@@ -99,6 +99,10 @@ impl World {
         result
     }
 
+    pub(super) fn set_spender(&mut self, spender: f64) {
+        self.quotas.set_spender(spender);
+    }
+
     /// Counts a call against all its quotas, each of which sees it whatever the others say. The
     /// code of the first that refuses it.
     fn count(&mut self, call: &Call, entry: &Entry, now: Instant) -> Option<i64> {

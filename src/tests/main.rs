@@ -2,6 +2,7 @@
 //!
 //! - [`whole`]: the whole gateway over the simulator, in paused time
 //! - [`promises`]: the same with random callers, arrivals, failures and departures, from seeds
+//! - [`zoo`]: every way in which the upstream could count, and other spenders
 //! - [`binary`]: the real binary over loopback sockets
 //! - [`readme`]: what README.md says of the program
 //! - [`tidy`]: house rules that a text search can check
@@ -12,3 +13,4 @@ mod promises;
 mod readme;
 mod tidy;
 mod whole;
+mod zoo;

@@ -82,7 +82,11 @@ struct Shape {
 fn exported() -> BTreeMap<String, Shape> {
     let metrics = Metrics::new();
     touch(&metrics);
-    let text = metrics.render(&Room::new(1, 1), &Quota::new(&Config::default()));
+    let text = metrics.render(
+        &Room::new(1, 1),
+        &Quota::new(&Config::default()),
+        Duration::ZERO,
+    );
     let mut found: BTreeMap<String, Shape> = BTreeMap::new();
     let mut help = String::new();
     let mut current = String::new();

@@ -70,6 +70,8 @@ fn decisions_should_be_pure() {
                 "lane/merge.rs",
                 "quota/window.rs",
                 "quota/rest.rs",
+                "quota/floor.rs",
+                "quota/caution.rs",
             ]
             .contains(&name)
     };

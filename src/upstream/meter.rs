@@ -7,6 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use parking_lot::Mutex;
 use tower::Service;
 
 use super::{
@@ -19,7 +20,7 @@ use crate::{
     call::Reply,
     clock,
     metrics::Metrics,
-    quota::local::{Permit, Scopes},
+    quota::{floor::RttFloor, local::Scopes, permit::Permit},
 };
 
 /// Gives each attempt the breaker's leave and a permit, sends it and settles both.
@@ -28,6 +29,7 @@ pub struct Meter<S> {
     inner: S,
     breaker: Arc<Breaker>,
     service_time: Arc<ServiceTime>,
+    floor: Arc<Mutex<RttFloor>>,
     metrics: Arc<Metrics>,
 }
 
@@ -37,12 +39,14 @@ impl<S> Meter<S> {
         inner: S,
         breaker: Arc<Breaker>,
         service_time: Arc<ServiceTime>,
+        floor: Arc<Mutex<RttFloor>>,
         metrics: Arc<Metrics>,
     ) -> Meter<S> {
         Meter {
             inner,
             breaker,
             service_time,
+            floor,
             metrics,
         }
     }
@@ -97,13 +101,18 @@ where
                 self.service_time.record(took);
                 match retry::over_quota(command, reply) {
                     Some(whose) => {
-                        permit.scopes().refused(whose, returned_at);
+                        permit.scopes().refused(whose, sent_at, returned_at);
+                        self.floor.lock().doubt(returned_at);
                         self.metrics.quota_refusal(whose, command);
                         tracing::warn!(command = label, ?whose, "the upstream refused over quota");
                     }
                     None => permit.scopes().accepted(),
                 }
-                permit.settle(reply.at);
+                let mut floor = self.floor.lock();
+                floor.record(reply.at, reply.at - sent_at);
+                let rtt_floor = floor.get(reply.at);
+                drop(floor);
+                permit.settle(reply.at, rtt_floor);
             }
             Err(Failure::Unreachable(cause)) => {
                 trip.unreached();

@@ -93,13 +93,6 @@ fn a_part_of_a_later_version_is_refused_once() {
         "\"fair\"",
         "is \"fair\", which is not in this version; write \"strict\"",
     );
-    for profile in ["spaced", "cautious"] {
-        check_value(
-            "quota.api.profile",
-            &format!("\"{profile}\""),
-            &format!("is \"{profile}\", which is not in this version; write \"exact\""),
-        );
-    }
 }
 
 #[test]

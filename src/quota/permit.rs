@@ -1,0 +1,132 @@
+//! The right to make one attempt, and the ways in which it ends.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    local::{CommandSlots, Scopes},
+    window::{Next, Pace, Window},
+};
+use crate::clock::{self, Instant};
+
+/// The right to make one attempt: a slot in every window that counts it.
+///
+/// Settled by what came of the attempt. Dropped unsettled, the outcome counts as unknown.
+#[derive(Debug)]
+#[must_use = "a permit that is dropped holds its slots as if the call were lost on the way"]
+pub struct Permit {
+    scopes: Scopes,
+    state: Held,
+}
+
+#[derive(Debug, PartialEq)]
+enum Held {
+    Yes,
+    GivenBack,
+}
+
+impl Permit {
+    /// For slots that were just taken in the windows of `scopes`.
+    pub(super) fn new(scopes: Scopes) -> Permit {
+        Permit {
+            scopes,
+            state: Held::Yes,
+        }
+    }
+
+    /// The windows that it holds slots in.
+    pub fn scopes(&self) -> &Scopes {
+        &self.scopes
+    }
+
+    /// Slots of the key that it holds or could hold by [`grow`](Self::grow).
+    pub fn slots_within_reach(&self) -> u32 {
+        match &self.scopes.key {
+            Some((key, slots)) => slots + key.state.lock().window.free(clock::now()),
+            None => u32::MAX,
+        }
+    }
+
+    /// Takes more slots of the key, `slots` in all; never more than are within reach.
+    pub fn grow(&mut self, slots: u32) -> bool {
+        let Some((key, held)) = &mut self.scopes.key else {
+            return true;
+        };
+        let more = slots.saturating_sub(*held);
+        if !key.state.lock().window.take(clock::now(), more) {
+            return false;
+        }
+        *held += more;
+        true
+    }
+
+    /// Whether [`switch`](Self::switch) would work now.
+    pub fn could_switch(&self, to: &Arc<CommandSlots>) -> bool {
+        let now = clock::now();
+        Arc::ptr_eq(to, &self.scopes.command)
+            || (to.turn.try_lock().is_ok()
+                && to.app_rest(now).is_none()
+                && to.slots.next(&mut to.slots.state.lock(), now, 1) == Next::Now)
+    }
+
+    /// Gives the slot of its command for one of another command, if that has one now and nobody
+    /// waits for it.
+    pub fn switch(&mut self, to: &Arc<CommandSlots>) -> bool {
+        if Arc::ptr_eq(to, &self.scopes.command) {
+            return true;
+        }
+        let Ok(_turn) = to.turn.try_lock() else {
+            return false;
+        };
+        {
+            let now = clock::now();
+            let mut state = to.slots.state.lock();
+            if to.app_rest(now).is_some() || to.slots.next(&mut state, now, 1) != Next::Now {
+                return false;
+            }
+            state.take(now, 1);
+        }
+        let from = std::mem::replace(&mut self.scopes.command, to.clone());
+        from.slots.change(|state| state.window.refund(1));
+        true
+    }
+
+    /// The reply came at `reply_at`, over a line whose round trips take at least `rtt_floor`: the
+    /// slots cool from then.
+    pub fn settle(mut self, reply_at: Instant, rtt_floor: Duration) {
+        self.give_back(|window, pace, slots| {
+            window.settle(slots, pace.free_after_reply(reply_at, rtt_floor));
+        });
+    }
+
+    /// The connection was given up at `closed_at` and nobody knows whether the call arrived.
+    pub fn lose(mut self, closed_at: Instant) {
+        self.give_back(|window, pace, slots| window.settle(slots, pace.free_after_loss(closed_at)));
+    }
+
+    /// Nothing was written to a socket: the slots are free again.
+    pub fn refund(mut self) {
+        self.give_back(|window, _, slots| window.refund(slots));
+    }
+
+    fn give_back(&mut self, settle: impl Fn(&mut Window, &Pace, u32)) {
+        if std::mem::replace(&mut self.state, Held::GivenBack) == Held::GivenBack {
+            return;
+        }
+        if let Some((key, slots)) = &self.scopes.key {
+            key.change(|state| settle(&mut state.window, &key.pace, *slots));
+        }
+        let command = &self.scopes.command.slots;
+        command.change(|state| settle(&mut state.window, &command.pace, 1));
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if self.state == Held::Yes {
+            let closed_at = clock::now();
+            self.give_back(|window, pace, slots| {
+                window.settle(slots, pace.free_after_loss(closed_at));
+            });
+        }
+    }
+}
