@@ -6,8 +6,10 @@
 //! | `/readyz` | 200 while calls are taken, 503 before and while draining |
 //! | `/metrics` | Prometheus text |
 //! | `/status.json` | the busiest keys: wait, queue, batches, next slot |
+//! | `/explain?sdkappid=&group=&msg_seq=` | why a key waits: queue, window, profile, refusals |
 //! | `/` | the same for people |
 
+mod explain;
 mod status;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
@@ -65,7 +67,9 @@ impl Admin {
             let admin = self.clone();
             tokio::spawn(async move {
                 let service = service_fn(|request: Request<Incoming>| {
-                    let response = admin.answer(request.method(), request.uri().path());
+                    let uri = request.uri();
+                    let query = uri.query().unwrap_or_default();
+                    let response = admin.answer(request.method(), uri.path(), query);
                     async { Ok::<_, Infallible>(response.map(Full::new)) }
                 });
                 // One who breaks off is no event for the log.
@@ -80,7 +84,7 @@ impl Admin {
     }
 
     /// The answer to one request.
-    pub fn answer(&self, method: &Method, path: &str) -> Response<Bytes> {
+    pub fn answer(&self, method: &Method, path: &str, query: &str) -> Response<Bytes> {
         if method != Method::GET && method != Method::HEAD {
             let mut response = text(
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -108,9 +112,17 @@ impl Admin {
                 with_type("text/plain; version=0.0.4; charset=utf-8", metrics)
             }
             "/status.json" => with_type("application/json", status::render(self)),
+            "/explain" => match explain::render(self, query) {
+                Ok(explanation) => with_type("application/json", explanation),
+                Err((status, what)) => {
+                    let mut response = with_type("text/plain; charset=utf-8", what);
+                    *response.status_mut() = status;
+                    response
+                }
+            },
             _ => text(
                 StatusCode::NOT_FOUND,
-                "nothing here; try /, /livez, /readyz, /metrics, /status.json\n",
+                "nothing here; try /, /livez, /readyz, /metrics, /status.json, /explain\n",
             ),
         }
     }

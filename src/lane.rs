@@ -21,11 +21,13 @@ use tokio::sync::{Notify, oneshot};
 use crate::{
     call::{Call, LaneKey, QuotaClass},
     catalogue::Command,
-    clock,
+    clock::{self, Instant},
     config::{Config, Count},
     error::{self, Reason, Refusal},
     metrics::Metrics,
-    quota::local::{Ahead, CommandSlots, Forecast, Limiting, Quota, Scopes, Slots},
+    quota::local::{
+        Ahead, CommandSlots, Forecast, Limiting, Quota, Scopes, Slots, View as WindowView,
+    },
     sharded::{Sharded, give_back_memory},
     upstream::{
         Failure, Upstream,
@@ -142,6 +144,11 @@ impl Lanes {
             }),
             () = clock::sleep_until(deadline) => Err(seat.too_late()),
         }
+    }
+
+    /// The lane of a key, if somebody waits in it or is under way.
+    pub fn find(&self, key: &LaneKey) -> Option<Arc<Lane>> {
+        self.by_key.lock(key).get(key).cloned()
     }
 
     /// Lanes in which somebody waits or is under way.
@@ -377,9 +384,28 @@ pub struct View {
     /// What is on its way.
     pub under_way: Option<Facts>,
     /// Its window.
-    pub slots: crate::quota::local::View,
+    pub slots: WindowView,
     /// Slots of its window.
     pub limit: u32,
+}
+
+impl View {
+    /// What there is to see of a key without a lane: its window, if it is remembered.
+    pub fn of_window(slots: Option<Arc<Slots>>, limit: u32, now: Instant) -> View {
+        let free = WindowView {
+            free: limit,
+            ..WindowView::default()
+        };
+        View {
+            calls: 0,
+            bytes: 0,
+            batches: 0,
+            oldest_wait: Duration::ZERO,
+            under_way: None,
+            slots: slots.map_or(free, |slots| slots.view(now)),
+            limit,
+        }
+    }
 }
 
 /// There is no room to wait.

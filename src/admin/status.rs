@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::Admin;
 use crate::{
-    call::QuotaClass,
+    call::{LaneKey, QuotaClass},
     clock::{self, Instant},
     lane::View,
     metrics::{Metrics, quota_name},
@@ -50,8 +50,9 @@ struct Waiting<'a> {
     bytes: usize,
 }
 
+/// One key as the status and its explanation show it.
 #[derive(Serialize)]
-struct Key {
+pub(super) struct Key {
     quota: &'static str,
     sdkappid: u64,
     group: String,
@@ -117,13 +118,7 @@ pub(super) fn render(admin: &Admin) -> Vec<u8> {
         keys: lanes
             .into_iter()
             .take(SHOWN)
-            .map(|(key, view)| Key {
-                quota: key.class.name(),
-                sdkappid: key.target.app,
-                group: key.target.group.to_string(),
-                msg_seq: key.target.message,
-                ..Key::of(&view, now)
-            })
+            .map(|(key, view)| Key::of(&key, &view, now))
             .collect(),
     };
     serde_json::to_vec_pretty(&status).expect("strings and numbers serialize")
@@ -142,9 +137,11 @@ impl Totals {
 }
 
 impl Key {
-    fn of(view: &View, now: Instant) -> Key {
+    /// What `view` shows of `key`.
+    pub(super) fn of(key: &LaneKey, view: &View, now: Instant) -> Key {
         let until = |at: Instant| millis(at.saturating_duration_since(now));
         let rests_ms = view.slots.rests_until.map_or(0.0, until);
+        let spaced_ms = view.slots.spaced_until.map_or(0.0, until);
         let next = match (view.slots.free, view.slots.cooling.first()) {
             (0, Some(&at)) => Some(until(at)),
             // Every slot is at the upstream: the next one is not known yet.
@@ -152,10 +149,10 @@ impl Key {
             _ => Some(0.0),
         };
         Key {
-            quota: "",
-            sdkappid: 0,
-            group: String::new(),
-            msg_seq: None,
+            quota: key.class.name(),
+            sdkappid: key.target.app,
+            group: key.target.group.to_string(),
+            msg_seq: key.target.message,
             wait_ms: millis(view.oldest_wait),
             queue_calls: view.calls,
             queue_bytes: view.bytes,
@@ -166,7 +163,7 @@ impl Key {
             free_slots: view.slots.free,
             in_flight_slots: view.slots.in_flight,
             cooling_slots: view.slots.cooling.len(),
-            next_slot_ms: next.map(|next| next.max(rests_ms)),
+            next_slot_ms: next.map(|next| next.max(rests_ms).max(spaced_ms)),
             slots_free_in_ms: (view.slots.cooling.iter().take(SHOWN_SLOTS))
                 .copied()
                 .map(until)
@@ -176,14 +173,14 @@ impl Key {
     }
 }
 
-fn millis(duration: Duration) -> f64 {
+pub(super) fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quota::local;
+    use crate::{call::Target, quota::local};
 
     #[test]
     fn a_key_should_show_few_of_many_slots_and_count_them_all() {
@@ -192,7 +189,7 @@ mod tests {
             free: 0,
             in_flight: 1,
             cooling: vec![now + Duration::from_millis(250); 999],
-            rests_until: None,
+            ..local::View::default()
         };
         let view = View {
             calls: 3,
@@ -203,7 +200,16 @@ mod tests {
             slots,
             limit: 1_000,
         };
-        let key = Key::of(&view, now);
+        let target = Target {
+            app: 1,
+            group: "g".into(),
+            message: None,
+        };
+        let key = LaneKey {
+            class: QuotaClass::GroupAttributes,
+            target,
+        };
+        let key = Key::of(&key, &view, now);
         assert_eq!(key.slots_free_in_ms, vec![250.0; SHOWN_SLOTS]);
         assert_eq!((key.in_flight_slots, key.cooling_slots), (1, 999));
         assert_eq!(key.next_slot_ms, Some(250.0));

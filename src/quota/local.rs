@@ -179,6 +179,11 @@ impl Quota {
         slots
     }
 
+    /// The window of a key, if it is remembered.
+    pub fn peek(&self, key: &LaneKey) -> Option<Arc<Slots>> {
+        self.keys.lock(key).get(key).cloned()
+    }
+
     /// The window of the command at `path` in `app`.
     pub fn command(&self, path: &str, app: Option<u64>) -> Arc<CommandSlots> {
         let mut commands = self.commands.lock();
@@ -313,11 +318,14 @@ impl Slots {
     /// What there is to see of the window at `now`.
     pub fn view(&self, now: Instant) -> View {
         let mut state = self.state.lock();
+        self.follow_profile(&mut state, now, 1);
         View {
             free: state.window.free(now),
             in_flight: state.window.in_flight(),
             cooling: state.window.cooling().collect(),
             rests_until: state.rest.until(now),
+            spaced_until: state.spacing.as_ref().and_then(|spacing| spacing.next(now)),
+            left_to_another: state.left.slots(now),
         }
     }
 
@@ -411,7 +419,7 @@ impl Slots {
 }
 
 /// What there is to see of one window.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct View {
     /// Slots that could be taken.
     pub free: u32,
@@ -421,6 +429,10 @@ pub struct View {
     pub cooling: Vec<Instant>,
     /// The end of the rest after a refusal.
     pub rests_until: Option<Instant>,
+    /// Until when the next call is spaced from the last one.
+    pub spaced_until: Option<Instant>,
+    /// Slots of each window that are left to another spender.
+    pub left_to_another: u32,
 }
 
 impl State {

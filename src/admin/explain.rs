@@ -1,0 +1,193 @@
+//! `/explain?sdkappid=&group=&msg_seq=`: why a key waits.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use serde::Serialize;
+
+use super::{
+    Admin,
+    status::{Key, millis},
+};
+use crate::{
+    call::{LaneKey, QuotaClass, Target},
+    clock::{self, Instant},
+    lane::View,
+};
+
+#[derive(Serialize)]
+struct Explanation {
+    /// In plain words, the first thing that holds the key back.
+    why: String,
+    #[serde(flatten)]
+    key: Key,
+    profile: &'static str,
+    /// Since when the class has been refused nothing; `null` if it never was.
+    last_refusal_ms_ago: Option<f64>,
+    /// Refusals under `cautious` said that somebody else spends the same quota.
+    another_spends: bool,
+    /// Slots of each window that are left to him.
+    left_to_another: u32,
+    /// Until when the next call is spaced from the last one.
+    spaced_ms: f64,
+    rtt_floor_ms: f64,
+    upstream: &'static str,
+}
+
+/// Explains the key that the query names: `sdkappid` and `group` for a group's attributes,
+/// `msg_seq` with them for a message's extensions. What is wrong with the query otherwise.
+pub(super) fn render(admin: &Admin, query: &str) -> Result<Vec<u8>, (StatusCode, String)> {
+    let key = key(query).map_err(|what| (StatusCode::BAD_REQUEST, what))?;
+    let now = clock::now();
+    let quota = &admin.lanes.quota;
+    let view = match admin.lanes.find(&key) {
+        Some(lane) => lane.view(),
+        None => View::of_window(quota.peek(&key), quota.pace(key.class).limit, now),
+    };
+    let class = quota.class(Some(key.class));
+    let reason = class.reason();
+    let reachable = admin.lanes.upstream.breaker.next_probe(now).is_none();
+    let until =
+        |at: Option<Instant>| at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+    let rtt_floor = admin.lanes.upstream.floor.lock().get(now);
+    let explanation = Explanation {
+        why: why(&view, reachable, now),
+        profile: class.profile().name(),
+        last_refusal_ms_ago: reason.refused_at().map(|at| millis(now - at)),
+        another_spends: reason.another_spends(),
+        left_to_another: view.slots.left_to_another,
+        spaced_ms: millis(until(view.slots.spaced_until)),
+        rtt_floor_ms: millis(rtt_floor),
+        upstream: if reachable {
+            "reachable"
+        } else {
+            "unreachable"
+        },
+        key: Key::of(&key, &view, now),
+    };
+    Ok(serde_json::to_vec_pretty(&explanation).expect("strings and numbers serialize"))
+}
+
+fn key(query: &str) -> Result<LaneKey, String> {
+    let usage = "write /explain?sdkappid=APP&group=GROUP, and &msg_seq=N for a message\n";
+    let (mut app, mut group, mut message) = (None, None, None);
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        match &*name {
+            "sdkappid" => app = value.parse().ok(),
+            "group" => group = Some(value.into_owned()).filter(|group| !group.is_empty()),
+            "msg_seq" if value.is_empty() => {}
+            "msg_seq" => match value.parse() {
+                Ok(number) => message = Some(number),
+                Err(_) => return Err(format!("msg_seq is not a number; {usage}")),
+            },
+            other => return Err(format!("{other} is no parameter; {usage}")),
+        }
+    }
+    let app = app.ok_or_else(|| format!("sdkappid is missing or not a number; {usage}"))?;
+    let group: String = group.ok_or_else(|| format!("group is missing; {usage}"))?;
+    let class = match message {
+        Some(_) => QuotaClass::MessageExtension,
+        None => QuotaClass::GroupAttributes,
+    };
+    Ok(LaneKey {
+        class,
+        target: Target {
+            app,
+            group: group.into(),
+            message,
+        },
+    })
+}
+
+fn why(view: &View, reachable: bool, now: Instant) -> String {
+    let wait = |at: Instant| {
+        let wait = at.saturating_duration_since(now);
+        format!("{:.0} ms", wait.as_secs_f64() * 1e3)
+    };
+    if view.calls == 0 && view.under_way.is_none() {
+        return "nobody waits for this key".to_owned();
+    }
+    if !reachable {
+        return "the upstream cannot be reached; one call at a time probes it".to_owned();
+    }
+    if let Some(facts) = view.under_way {
+        return format!(
+            "{} calls are at the upstream, attempt {}; a key sends one upstream call at a time",
+            facts.batch, facts.attempts
+        );
+    }
+    if let Some(at) = view.slots.rests_until {
+        return format!(
+            "the key rests for {} after a refusal by the upstream",
+            wait(at)
+        );
+    }
+    match (
+        view.slots.free,
+        view.slots.cooling.first(),
+        view.slots.spaced_until,
+    ) {
+        (0, Some(&at), _) => format!(
+            "all {} slots of the window are spent; the next one is free in {}",
+            view.limit,
+            wait(at)
+        ),
+        (0, None, _) => "all slots are at the upstream".to_owned(),
+        (_, _, Some(at)) => format!("calls are spaced; the next one may leave in {}", wait(at)),
+        _ => "it waits for the API-wide limit of its command, behind other calls".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_query_should_name_a_group_or_a_message() {
+        let group = key("sdkappid=1&group=%40TGS%23a+b").unwrap();
+        assert_eq!(group.class, QuotaClass::GroupAttributes);
+        assert_eq!(&*group.target.group, "@TGS#a b");
+        let message = key("sdkappid=1&group=g&msg_seq=158").unwrap();
+        assert_eq!(message.class, QuotaClass::MessageExtension);
+        assert_eq!(message.target.message, Some(158));
+        assert_eq!(
+            key("sdkappid=1&group=g&msg_seq=").unwrap().target.message,
+            None
+        );
+        for wrong in [
+            "",
+            "group=g",
+            "sdkappid=1",
+            "sdkappid=x&group=g",
+            "sdkappid=1&group=g&x=1",
+        ] {
+            assert!(
+                key(wrong).unwrap_err().contains("write /explain?"),
+                "{wrong}"
+            );
+        }
+        assert!(
+            key("sdkappid=1&group=g&msg_seq=x")
+                .unwrap_err()
+                .starts_with("msg_seq")
+        );
+    }
+
+    #[test]
+    fn the_first_thing_that_holds_a_key_back_should_be_named() {
+        let now = clock::now();
+        let soon = now + Duration::from_millis(250);
+        let mut view = View::of_window(None, 5, now);
+        assert_eq!(why(&view, true, now), "nobody waits for this key");
+        view.calls = 3;
+        assert!(why(&view, false, now).starts_with("the upstream cannot be reached"));
+        assert!(why(&view, true, now).contains("API-wide"));
+        view.slots.spaced_until = Some(soon);
+        assert!(why(&view, true, now).contains("spaced; the next one may leave in 250 ms"));
+        view.slots.free = 0;
+        view.slots.cooling = vec![soon];
+        assert!(why(&view, true, now).contains("the next one is free in 250 ms"));
+        view.slots.rests_until = Some(soon);
+        assert!(why(&view, true, now).contains("rests for 250 ms"));
+    }
+}
