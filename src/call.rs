@@ -1,6 +1,6 @@
 //! The nouns that travel: what a caller asked, under which key it waits, what came back.
 
-use std::{fmt, ops::Range, sync::Arc};
+use std::{fmt, net::IpAddr, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, uri::PathAndQuery};
@@ -36,6 +36,8 @@ pub struct Call {
     pub command: &'static Command,
     /// What goes upstream if it travels alone.
     pub head: Arc<Head>,
+    /// Who sent it to the gateway.
+    pub caller: Caller,
     /// Who asks, in the bytes in which he said it.
     pub credentials: Credentials,
     /// The body, as it came.
@@ -50,6 +52,22 @@ pub struct Call {
     pub received: Instant,
     /// When the caller wants to have heard.
     pub deadline: Instant,
+}
+
+/// Whose call it is, where callers take turns. Callers that the gateway cannot tell apart are one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Caller {
+    /// Someone in this process.
+    Local,
+    /// Whoever connects from this address, by any of its ports.
+    Address(IpAddr),
+}
+
+impl From<IpAddr> for Caller {
+    /// An IPv4 address is the same caller on a socket that listens for IPv6.
+    fn from(address: IpAddr) -> Caller {
+        Caller::Address(address.to_canonical())
+    }
 }
 
 /// Whether a call may share an upstream call.
@@ -157,8 +175,8 @@ impl QuotaClass {
     }
 }
 
-/// One quota key: the calls of a lane are sent in the order in which they were read, one at a
-/// time.
+/// One quota key: the calls of a lane are sent one at a time, in the order in which they were read
+/// or, if callers take turns, in which those of each caller were read.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneKey {
     /// Which quota.

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, header};
 use tower::ServiceExt as _;
 
 use crate::{
-    call::{Call, Head, Reply, Travels},
+    call::{Call, Caller, Head, Reply, Travels},
     catalogue::{self, OTHER},
     clock::{self, Instant},
     config::{Config, StatusCodes},
@@ -65,9 +65,9 @@ impl Gateway {
         }
     }
 
-    /// Answers one request, whose body is still to be read by `body`. Dropped before it is ready,
-    /// the caller has left: what waits leaves too, what was sent goes on.
-    pub async fn handle<F>(&self, request: Request<()>, body: F) -> Response<Bytes>
+    /// Answers one request of `caller`, whose body is still to be read by `body`. Dropped before it
+    /// is ready, the caller has left: what waits leaves too, what was sent goes on.
+    pub async fn handle<F>(&self, caller: Caller, request: Request<()>, body: F) -> Response<Bytes>
     where
         F: Future<Output = Body>,
     {
@@ -82,7 +82,7 @@ impl Gateway {
         };
         let served = tokio::select! {
             biased;
-            served = async { self.serve(request, body.await?, received).await } => served,
+            served = async { self.serve(caller, request, body.await?, received).await } => served,
             () = self.lifecycle.reached(Phase::Expired) => Err(draining().into()),
         };
         let (outcome, facts, mut response) = self.render(command.is_some(), served);
@@ -102,6 +102,7 @@ impl Gateway {
 
     async fn serve(
         &self,
+        caller: Caller,
         request: Request<()>,
         body: Bytes,
         received: Instant,
@@ -138,6 +139,7 @@ impl Gateway {
             Travels::Alone
         };
         let terms = Terms {
+            caller,
             received,
             deadline,
             travels,

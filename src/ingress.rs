@@ -22,6 +22,7 @@ use tokio::{
 };
 
 use crate::{
+    call::Caller,
     clock,
     config::Listen,
     error::{self, Reason, Refusal},
@@ -67,12 +68,12 @@ pub async fn run(
     tokio::pin!(draining);
     loop {
         // At the bound new connections wait in the backlog of the listener.
-        let (stream, place) = tokio::select! {
+        let (stream, caller, place) = tokio::select! {
             biased;
             () = &mut draining => break,
-            (stream, place) = accept(&listener, &connections) => (stream, place),
+            accepted = accept(&listener, &connections) => accepted,
         };
-        let connection = connection(stream, gateway.clone(), limits);
+        let connection = connection(stream, caller, gateway.clone(), limits);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             // A caller who breaks off is no event for the log.
@@ -94,7 +95,11 @@ pub async fn run(
 async fn accept(
     listener: &TcpListener,
     connections: &Arc<Semaphore>,
-) -> (tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit) {
+) -> (
+    tokio::net::TcpStream,
+    Caller,
+    tokio::sync::OwnedSemaphorePermit,
+) {
     let place = connections
         .clone()
         .acquire_owned()
@@ -102,10 +107,10 @@ async fn accept(
         .expect("the semaphore is never closed");
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 // A small answer should not wait for another packet.
                 let _ = stream.set_nodelay(true);
-                return (stream, place);
+                return (stream, peer.ip().into(), place);
             }
             Err(error) => {
                 // Out of file descriptors, mostly: they come back when connections end.
@@ -116,9 +121,10 @@ async fn accept(
     }
 }
 
-/// One connection of HTTP/1.1 over any transport.
+/// One connection of HTTP/1.1 over any transport, all of whose requests are from `caller`.
 pub fn connection<IO>(
     io: IO,
+    caller: Caller,
     gateway: Arc<Gateway>,
     limits: Limits,
 ) -> impl GracefulConnection<Error = hyper::Error> + Send
@@ -132,11 +138,12 @@ where
         .serve_connection(
             TokioIo::new(io),
             service_fn(move |request: Request<Incoming>| {
-                let gateway = gateway.clone();
+                let (gateway, caller) = (gateway.clone(), caller.clone());
                 async move {
                     let (parts, incoming) = request.into_parts();
                     let body = read(incoming, limits);
-                    let response = gateway.handle(Request::from_parts(parts, ()), body).await;
+                    let request = Request::from_parts(parts, ());
+                    let response = gateway.handle(caller, request, body).await;
                     Ok::<Response<Full<Bytes>>, Infallible>(response.map(Full::new))
                 }
             }),

@@ -1,5 +1,5 @@
-//! Lanes: the calls of one quota key, in the order in which they were read, one upstream call at
-//! a time.
+//! Lanes: the calls of one quota key, one upstream call at a time. They leave in the order in which
+//! they were read or, with `queue.order = "fair"`, by turns between callers (`lane/turns.rs`).
 //!
 //! A lane is a queue and, while anybody waits in it, a task (`lane/worker.rs`). It appears with the
 //! first call for its key and leaves when nobody waits; its window stays with the quota until it
@@ -11,6 +11,8 @@
 pub mod merge;
 pub mod queue;
 pub mod room;
+pub mod turns;
+pub mod waiting;
 mod worker;
 
 use std::{sync::Arc, time::Duration};
@@ -19,23 +21,22 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use crate::{
-    call::{Call, LaneKey, QuotaClass},
+    call::{Call, Caller, LaneKey, QuotaClass},
     catalogue::Command,
     clock::{self, Instant},
-    config::{Config, Count},
+    config::{Config, Count, Order},
     error::{self, Reason, Refusal},
     metrics::Metrics,
-    quota::local::{
-        Ahead, CommandSlots, Forecast, Limiting, Quota, Scopes, Slots, View as WindowView,
-    },
+    quota::local::{CommandSlots, Forecast, Limiting, Quota, Scopes, Slots, View as WindowView},
     sharded::{Sharded, give_back_memory},
     upstream::{
         Failure, Upstream,
         trip::{Answer, Facts, Trip},
     },
 };
-use queue::{Counting, Queue};
+use queue::Counting;
 use room::{Full, Place, Room};
+use waiting::Waiting;
 
 /// Every lane of this process.
 pub struct Lanes {
@@ -48,6 +49,7 @@ pub struct Lanes {
     pub upstream: Upstream,
     metrics: Arc<Metrics>,
     max_calls_per_key: usize,
+    order: Order,
     count: Count,
 }
 
@@ -63,7 +65,7 @@ pub struct Lane {
 
 #[derive(Debug)]
 struct State {
-    queue: Queue<Ticket>,
+    queue: Waiting<Ticket>,
     /// The calls that are on their way now.
     under_way: Option<Arc<Trip>>,
 }
@@ -108,6 +110,7 @@ impl Lanes {
             upstream,
             metrics,
             max_calls_per_key: config.queue.max_calls_per_key,
+            order: config.queue.order,
             count: config.quota.message_extension.count,
         })
     }
@@ -176,18 +179,19 @@ impl Lanes {
         let is_new = lane.is_none();
         let lane = lane.unwrap_or_else(|| self.lane(key));
         let mut state = lane.state.lock();
-        if state.queue.calls() >= self.max_calls_per_key {
-            let mut refusal = no_room(class.refusal(), Full::Key);
+        if let Some(full) = state.queue.full(&call.caller, self.max_calls_per_key) {
+            let mut refusal = no_room(class.refusal(), full);
             refusal.retry_after =
-                Some(self.forecast(&lane, &state, &call, slots).at - clock::now());
+                Some(self.forecast(&lane, &mut state, &call, slots).at - clock::now());
             return Err(refusal);
         }
-        self.admit(&lane, &state, &call, slots)?;
+        self.admit(&lane, &mut state, &call, slots)?;
         let (answer, receiver) = oneshot::channel();
         let ticket = Ticket {
             answer,
             _place: place,
         };
+        let caller = call.caller.clone();
         let number = state.queue.push(call, slots, ticket);
         drop(state);
         if is_new {
@@ -199,14 +203,22 @@ impl Lanes {
             Seat {
                 lanes: self,
                 lane,
+                caller,
                 number,
             },
             receiver,
         ))
     }
 
-    /// Refuses at once what cannot be served in time.
-    fn admit(&self, lane: &Lane, state: &State, call: &Call, slots: u32) -> Result<(), Refusal> {
+    /// Refuses at once what cannot be served in time. What was admitted may still have to leave at
+    /// its deadline, if callers take turns and others have come since.
+    fn admit(
+        &self,
+        lane: &Lane,
+        state: &mut State,
+        call: &Call,
+        slots: u32,
+    ) -> Result<(), Refusal> {
         let now = clock::now();
         if let Some(probe) = self.upstream.breaker.next_probe(now)
             && probe > call.deadline
@@ -225,14 +237,11 @@ impl Lanes {
         Err(too_long(code, forecast.at - now))
     }
 
-    fn forecast(&self, lane: &Lane, state: &State, call: &Call, slots: u32) -> Forecast {
+    fn forecast(&self, lane: &Lane, state: &mut State, call: &Call, slots: u32) -> Forecast {
         let now = clock::now();
         let service = self.upstream.service_time.get();
-        let under_way = u32::from(state.under_way.is_some());
-        let ahead = Ahead {
-            slots: state.queue.slots(),
-            batches: state.queue.batches() + under_way,
-        };
+        let mut ahead = state.queue.ahead(&call.caller);
+        ahead.batches += u32::from(state.under_way.is_some());
         self.scopes(lane, call, slots).forecast(now, ahead, service)
     }
 
@@ -254,7 +263,7 @@ impl Lanes {
         };
         let slots = self.quota.key(&key);
         let state = State {
-            queue: Queue::new(counting),
+            queue: Waiting::new(self.order, counting),
             under_way: None,
         };
         Arc::new(Lane {
@@ -282,13 +291,14 @@ impl Lanes {
 struct Seat<'a> {
     lanes: &'a Lanes,
     lane: Arc<Lane>,
+    caller: Caller,
     number: u64,
 }
 
 impl Seat<'_> {
     /// The deadline has come: leaves the lane and says what the call was waiting for.
     fn too_late(self) -> NoAnswer {
-        let waiting = self.lane.leave(self.number);
+        let waiting = self.lane.leave(&self.caller, self.number);
         match waiting {
             Some(job) => {
                 if self
@@ -305,10 +315,10 @@ impl Seat<'_> {
                     Limiting::Key => self.lane.key.class.refusal(),
                     Limiting::Command => error::API_LIMIT.into(),
                 };
-                let state = self.lane.state.lock();
+                let mut state = self.lane.state.lock();
                 let next = self
                     .lanes
-                    .forecast(&self.lane, &state, &job.call, job.slots)
+                    .forecast(&self.lane, &mut state, &job.call, job.slots)
                     .at;
                 too_late(code, next.saturating_duration_since(clock::now())).into()
             }
@@ -329,7 +339,7 @@ impl Seat<'_> {
 
 impl Drop for Seat<'_> {
     fn drop(&mut self) {
-        self.lane.leave(self.number);
+        self.lane.leave(&self.caller, self.number);
     }
 }
 
@@ -347,7 +357,7 @@ impl Lane {
         let oldest = state.queue.front().map(|(_, job)| now - job.call.received);
         View {
             calls: state.queue.calls(),
-            bytes: state.queue.iter().map(|job| job.call.body.len()).sum(),
+            bytes: state.queue.bytes(),
             batches: state.queue.batches(),
             oldest_wait: oldest.unwrap_or_default(),
             under_way: state.under_way.as_ref().map(|trip| trip.facts()),
@@ -356,13 +366,13 @@ impl Lane {
         }
     }
 
-    fn leave(&self, number: u64) -> Option<queue::Job<Ticket>> {
+    fn leave(&self, caller: &Caller, number: u64) -> Option<queue::Job<Ticket>> {
         let mut state = self.state.lock();
         let was_front = state
             .queue
             .front()
             .is_some_and(|(front, _)| front == number);
-        let left = state.queue.leave(number);
+        let left = state.queue.leave(caller, number);
         if was_front {
             self.front_left.notify_one();
         }
@@ -379,7 +389,7 @@ pub struct View {
     pub bytes: usize,
     /// Upstream calls that they will make, at most.
     pub batches: u32,
-    /// How long the first of them has waited.
+    /// How long the one that leaves first has waited.
     pub oldest_wait: Duration,
     /// What is on its way.
     pub under_way: Option<Facts>,
@@ -414,6 +424,10 @@ pub fn no_room(code: i64, full: Full) -> Refusal {
         Full::Calls => "queue.max_calls calls wait already",
         Full::Bytes => "queue.max_bytes bytes wait already",
         Full::Key => "queue.max_calls_per_key calls wait for this key already",
+        Full::Share => {
+            "the caller has as many calls waiting for this key as queue.max_calls_per_key leaves \
+             free for others"
+        }
     };
     let mut refusal = Refusal::new(Reason::QueueFull, narrow(code), format!("{why}: try later"));
     refusal.retry_after = Some(Duration::from_secs(1));

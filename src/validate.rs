@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{Method, uri::PathAndQuery};
 
 use crate::{
-    call::{Call, Credentials, Head, Target, Travels},
+    call::{Call, Caller, Credentials, Head, Target, Travels},
     catalogue::{Command, rules},
     clock::Instant,
     error::{self, Refusal},
@@ -17,8 +17,10 @@ use crate::{
 };
 
 /// What a request must be checked against beside its command's table.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Terms {
+    /// Who sent the request.
+    pub caller: Caller,
     /// When the request was read.
     pub received: Instant,
     /// When the caller wants to have heard.
@@ -82,6 +84,7 @@ pub fn validate(
     Ok(Call {
         command,
         head: Arc::new(head),
+        caller: terms.caller,
         credentials,
         body,
         target,
@@ -269,6 +272,7 @@ mod tests {
         };
         let now = clock::now();
         let terms = Terms {
+            caller: Caller::Local,
             received: now,
             deadline: now,
             travels: Travels::Together,
@@ -380,6 +384,7 @@ mod tests {
             };
             let now = clock::now();
             let terms = Terms {
+                caller: Caller::Local,
                 received: now,
                 deadline: now,
                 travels: Travels::Together,

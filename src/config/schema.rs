@@ -66,8 +66,8 @@ const STATUS_CODES: Choice<StatusCodes> = Choice {
     later: &[],
 };
 const ORDER: Choice<Order> = Choice {
-    words: &[("strict", Order::Strict)],
-    later: &["fair"],
+    words: &[("strict", Order::Strict), ("fair", Order::Fair)],
+    later: &[],
 };
 const PROFILE: Choice<Profile> = Choice {
     words: &[

@@ -89,9 +89,10 @@ pub struct Queue {
     /// needs about so much memory at worst.
     pub max_bytes: usize,
     /// Calls that wait at a time for one key (a group, a message). Default 10,000, 1 to
-    /// `max_calls`. Keeps one busy group from taking all the room.
+    /// `max_calls`. Keeps one busy group from taking all the room. With the order `fair` a caller
+    /// has at most as many of them as he leaves free.
     pub max_calls_per_key: usize,
-    /// In which order the calls of one key leave.
+    /// In which order the calls of one key leave. Default: as they came.
     pub order: Order,
 }
 
@@ -100,6 +101,8 @@ pub struct Queue {
 pub enum Order {
     /// As they came.
     Strict,
+    /// By turns between callers; those of one caller as they came.
+    Fair,
 }
 
 /// `[merge]`: whether calls travel together.

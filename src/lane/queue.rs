@@ -1,4 +1,5 @@
-//! The calls of one lane in the order in which they were read. Pure: no clock, no task.
+//! Calls in the order in which they were read: those of a lane or, if callers take turns, those of
+//! one caller there (`lane/turns.rs`). Pure: no clock, no task.
 //!
 //! The queue knows at any time how many upstream calls its own calls will make, so that a new call
 //! can be told how long it will wait. It counts groups: calls side by side that may travel as one.
@@ -8,7 +9,11 @@
 //! from the middle may be missed: he may have replaced keys, or shortened values, for which there
 //! was no room otherwise. Then his group is folded again, or if it is long, counted as two.
 
+mod plan;
+
 use std::collections::{BTreeMap, BTreeSet};
+
+pub use plan::{Batch, Plan};
 
 use super::merge::Fold;
 use crate::{
@@ -61,29 +66,6 @@ enum Tail {
 /// The longest group that is folded again when one leaves from its middle.
 const FOLDED_AGAIN: usize = 64;
 
-/// Calls taken from the front, to travel as one.
-#[derive(Debug)]
-pub struct Batch<T> {
-    /// The calls and their numbers, in order; never empty.
-    pub jobs: Vec<(u64, Job<T>)>,
-    /// As one call, if they are several.
-    pub fold: Option<Fold>,
-    /// The command as which they are sent.
-    pub command: &'static Command,
-}
-
-/// What the front of the queue may be sent as.
-#[derive(Debug)]
-pub struct Plan {
-    length: usize,
-    /// As one call, unless a longer run was folded than is taken.
-    fold: Option<Fold>,
-    /// The command as which it is sent.
-    pub command: &'static Command,
-    /// Slots of the key that it takes.
-    pub slots: u32,
-}
-
 impl<T> Queue<T> {
     /// Nobody waits.
     pub fn new(counting: Counting) -> Queue<T> {
@@ -100,10 +82,15 @@ impl<T> Queue<T> {
     /// Puts a call at the end and returns its number.
     pub fn push(&mut self, call: Call, slots: u32, ticket: T) -> u64 {
         let number = self.next_number;
-        self.next_number += 1;
+        self.push_as(number, call, slots, ticket);
+        number
+    }
+
+    /// Puts a call at the end under a number that is higher than those of all before it.
+    pub(super) fn push_as(&mut self, number: u64, call: Call, slots: u32, ticket: T) {
+        self.next_number = number + 1;
         self.join(&call, number);
         self.insert(number, call, slots, ticket);
-        number
     }
 
     /// Puts a call that was taken back in its old place, to travel alone.
@@ -157,58 +144,21 @@ impl<T> Queue<T> {
     pub fn plan(
         &self,
         max_slots: u32,
-        mut allowed: impl FnMut(&'static Command) -> bool,
+        allowed: impl FnMut(&'static Command) -> bool,
     ) -> Option<Plan> {
-        let mut jobs = self.jobs.values();
-        let first = jobs.next()?;
-        if self.jobs.len() == 1 || first.call.travels == Travels::Alone {
-            let (command, slots) = (first.call.command, first.slots);
-            let fits = slots <= max_slots && allowed(command);
-            return fits.then_some(Plan {
-                length: 1,
-                command,
-                slots,
-                fold: None,
-            });
-        }
-        let mut best = None;
-        let (mut length, mut slots) = (1, first.slots);
-        let mut fold = Fold::start(&first.call);
-        // Asked once per change of the command: folding a run seldom changes it.
-        let mut answer = None;
-        while slots <= max_slots {
-            let command = fold.command();
-            let is_allowed = match answer {
-                Some((asked, is_allowed)) if std::ptr::eq(asked, command) => is_allowed,
-                _ => allowed(command),
-            };
-            answer = Some((command, is_allowed));
-            if is_allowed {
-                best = Some((length, command, slots));
-            }
-            let Some(job) = jobs.next() else { break };
-            let together = match self.counting {
-                Counting::Calls => slots,
-                Counting::Pairs => slots + job.slots,
-            };
-            if together > max_slots || !fold.add(&job.call) {
-                break;
-            }
-            slots = together;
-            length += 1;
-        }
-        best.map(|(best, command, slots)| Plan {
-            length: best,
-            command,
-            slots,
-            fold: (best == length && best > 1).then_some(fold),
-        })
+        Plan::of(self.jobs.values(), self.counting, max_slots, allowed)
     }
 
     /// Takes the calls of a plan that was made with the queue as it is now.
     pub fn take(&mut self, plan: Plan) -> Batch<T> {
         let mut jobs = Vec::with_capacity(plan.length);
-        for _ in 0..plan.length {
+        self.take_front(plan.length, &mut jobs);
+        plan.batch(jobs)
+    }
+
+    /// Moves so many calls from the front to the end of `jobs`.
+    pub(super) fn take_front(&mut self, length: usize, jobs: &mut Vec<(u64, Job<T>)>) {
+        for _ in 0..length {
             let (number, job) = self
                 .jobs
                 .pop_first()
@@ -223,24 +173,22 @@ impl<T> Queue<T> {
             }
             None => self.tail = None,
         }
-        let fold = plan.fold.or_else(|| {
-            // The longest run was not allowed, so it is folded again up to what was.
-            if plan.length == 1 {
-                return None;
-            }
-            let mut fold = Fold::start(&jobs[0].1.call);
-            for (_, job) in &jobs[1..] {
-                assert!(
-                    fold.add(&job.call),
-                    "the same calls folded when the plan was made"
-                );
-            }
-            Some(fold)
-        });
-        Batch {
-            jobs,
-            fold,
-            command: plan.command,
+    }
+
+    /// The first group: calls that may travel as one.
+    pub(super) fn first_group(&self) -> impl Iterator<Item = &Job<T>> {
+        let end = self.start_of(1).unwrap_or(u64::MAX);
+        self.jobs.range(..end).map(|(_, job)| job)
+    }
+
+    /// Slots of the key that so many groups from the front will take, at most.
+    pub(super) fn slots_of(&self, groups: u32) -> u32 {
+        if self.counting == Counting::Calls {
+            return self.batches().min(groups);
+        }
+        match self.start_of(groups) {
+            None => self.slots,
+            Some(end) => self.jobs.range(..end).map(|(_, job)| job.slots).sum(),
         }
     }
 
@@ -270,6 +218,11 @@ impl<T> Queue<T> {
     /// The calls in their order.
     pub fn iter(&self) -> impl Iterator<Item = &Job<T>> {
         self.jobs.values()
+    }
+
+    /// Bytes of the bodies that wait.
+    pub fn bytes(&self) -> usize {
+        self.iter().map(|job| job.call.body.len()).sum()
     }
 
     /// Lets a call that comes next join the last group or start one.
@@ -304,6 +257,12 @@ impl<T> Queue<T> {
         }
         let mut fold = Fold::start(group.next()?);
         group.all(|call| fold.add(call)).then_some((fold, end))
+    }
+
+    /// Where the group with this index starts.
+    fn start_of(&self, group: u32) -> Option<u64> {
+        let index = usize::try_from(group).unwrap_or(usize::MAX);
+        self.starts.iter().nth(index).copied()
     }
 
     fn after(&self, number: u64) -> Option<u64> {

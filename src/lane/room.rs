@@ -34,6 +34,8 @@ pub enum Full {
     Bytes,
     /// `queue.max_calls_per_key` wait for the same key.
     Key,
+    /// Of those places the caller has as many as are free.
+    Share,
 }
 
 /// One waiting call's place; given back when it is dropped.

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -13,6 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use chat_gateway::{
+    call::Caller,
     clock::{self, Instant},
     config::{Config, Sources, load},
     metrics::Metrics,
@@ -40,6 +42,8 @@ pub(crate) const GET_ATTRIBUTES: &str = "/v4/group_open_attr_http_svc/get_group_
 pub(crate) struct World {
     pub(crate) simulator: Simulator,
     pub(crate) core: Arc<Core>,
+    /// Who sends what this handle sends.
+    pub(crate) caller: Caller,
     /// Whether connections to the upstream come about.
     pub(crate) reachable: Arc<AtomicBool>,
 }
@@ -79,7 +83,16 @@ impl World {
         World {
             simulator,
             core: Arc::new(core),
+            caller: Caller::Local,
             reachable,
+        }
+    }
+
+    /// The same world as another caller sees it, the one with this address.
+    pub(crate) fn of_caller(&self, number: u8) -> World {
+        World {
+            caller: IpAddr::from([10, 0, 0, number]).into(),
+            ..self.clone()
         }
     }
 
@@ -101,7 +114,9 @@ impl World {
         let response = self
             .core
             .gateway
-            .handle(Request::from_parts(parts, ()), async { Ok(body) })
+            .handle(self.caller.clone(), Request::from_parts(parts, ()), async {
+                Ok(body)
+            })
             .await;
         let (parts, body) = response.into_parts();
         let status = parts.status.as_u16();

@@ -1,13 +1,15 @@
 //! The specification: what the gateway promises, checked at the upstream.
 //!
 //! - [`whole`]: the whole gateway over the simulator, in paused time
-//! - [`promises`]: the same with random callers, arrivals, failures and departures, from seeds
+//! - [`fair`]: the same with turns between callers
+//! - [`promises`]: the whole gateway with random callers, arrivals, failures and departures, from seeds
 //! - [`zoo`]: every way in which the upstream could count, and other spenders
 //! - [`binary`]: the real binary over loopback sockets
 //! - [`readme`]: what README.md says of the program
 //! - [`tidy`]: house rules that a text search can check
 
 mod binary;
+mod fair;
 mod harness;
 mod promises;
 mod readme;

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,6 +14,7 @@ use chat_gateway::{
     clock::{self, Instant},
     simulate::{Fault, Limit, QuotaKey, Settings, WindowKind},
 };
+use parking_lot::Mutex;
 use rand::{Rng, RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use serde_json::{Value, json};
 
@@ -49,6 +51,7 @@ enum Write {
 #[derive(Clone, Debug)]
 struct Plan {
     at: Duration,
+    caller: u8,
     place: Place,
     write: Write,
     headers: Vec<(&'static str, String)>,
@@ -60,6 +63,8 @@ struct Run {
     plans: Vec<Plan>,
     upstream: Upstream,
     calm: bool,
+    /// Callers take turns.
+    fair: bool,
 }
 
 /// The part of the simulator's settings that a run chooses; `Settings` itself does not print.
@@ -90,10 +95,11 @@ impl Upstream {
 }
 
 /// A run that depends on nothing but its seed. A third of them are calm: nothing fails, nobody
-/// leaves, so that the end must be exactly the sequential one.
+/// leaves, so that the end must be exactly the sequential one. In a quarter callers take turns.
 fn generate(seed: u64) -> Run {
     let rng = &mut StdRng::seed_from_u64(seed);
     let calm = seed.is_multiple_of(3);
+    let fair = seed % 4 == 1;
     let kinds = [
         WindowKind::Fixed,
         WindowKind::FirstHit,
@@ -144,6 +150,12 @@ fn generate(seed: u64) -> Run {
             Plan {
                 // A millisecond apart, so that the order in which they are read is certain.
                 at: (at + u32::try_from(number).expect("few calls")) * MS,
+                // The first of them is greedy.
+                caller: if fair {
+                    rng.random_range(0..8_u8).saturating_sub(3)
+                } else {
+                    0
+                },
                 place,
                 write: write(rng, place, number),
                 headers,
@@ -155,6 +167,7 @@ fn generate(seed: u64) -> Run {
         plans,
         upstream,
         calm,
+        fair,
     }
 }
 
@@ -246,29 +259,38 @@ fn world(run: &Run, settings: &[&str]) -> World {
     ]
     .concat();
     all.push("queue.deadline=300s".to_owned());
+    if run.fair {
+        all.push("queue.order=fair".to_owned());
+    }
     all.extend(settings.iter().map(ToString::to_string));
     let all: Vec<_> = all.iter().map(String::as_str).collect();
     World::new(run.upstream.settings(), &all)
 }
 
-/// Runs the plans at their times; `None` for a caller who left.
-async fn perform(world: &World, plans: &[Plan]) -> Vec<Option<Heard>> {
+/// Runs the plans at their times; `None` for a caller who left. Also says in which order the others
+/// were answered, which is the order in which their calls took effect: a lane sends one batch at a
+/// time and answers its members in their order.
+async fn perform(world: &World, plans: &[Plan]) -> (Vec<Option<Heard>>, Vec<usize>) {
     let start = clock::now();
+    let order = Arc::new(Mutex::new(Vec::new()));
     let tasks: Vec<_> = plans
         .iter()
         .cloned()
-        .map(|plan| {
-            world.spawn(move |world| async move {
+        .enumerate()
+        .map(|(number, plan)| {
+            let order = order.clone();
+            world.of_caller(plan.caller).spawn(move |world| async move {
                 clock::sleep_until(start + plan.at).await;
                 let (path, body) = request(plan.place, &plan.write);
                 let headers: Vec<_> = plan.headers.iter().map(|(n, v)| (*n, v.as_str())).collect();
                 let call = world.post_with(&path, &body, &headers);
-                match plan.leaves_after {
-                    None => Some(call.await),
-                    Some(patience) => tokio::select! {
-                        heard = call => Some(heard),
-                        () = clock::sleep(patience) => None,
-                    },
+                let patience = plan.leaves_after.unwrap_or(Duration::MAX);
+                tokio::select! {
+                    heard = call => {
+                        order.lock().push(number);
+                        Some(heard)
+                    }
+                    () = clock::sleep(patience) => None,
                 }
             })
         })
@@ -279,7 +301,8 @@ async fn perform(world: &World, plans: &[Plan]) -> Vec<Option<Heard>> {
     }
     // Those who left may still have a call at the upstream.
     clock::sleep(60 * 1_000 * MS).await;
-    heard
+    let order = std::mem::take(&mut *order.lock());
+    (heard, order)
 }
 
 /// Whether a call took effect, as far as its caller can know.
@@ -424,9 +447,9 @@ fn members(body: &[u8]) -> BTreeSet<u32> {
     list.into_iter().flatten().filter_map(value).collect()
 }
 
-/// What took effect came in the order in which it was read, and one at a time.
-fn check_order(world: &World) {
-    let mut last: HashMap<String, (BTreeSet<u32>, Vec<u8>)> = HashMap::new();
+/// What took effect came in the order in which it was read, of every caller, and one at a time.
+fn check_order(world: &World, plans: &[Plan]) {
+    let mut last: HashMap<(String, u8), (BTreeSet<u32>, Vec<u8>)> = HashMap::new();
     for arrival in world
         .arrivals()
         .into_iter()
@@ -437,31 +460,45 @@ fn check_order(world: &World) {
             .as_ref()
             .expect("every call here writes a key")
             .to_string();
-        let now = members(&arrival.body);
-        if now.is_empty() {
-            continue;
+        let mut by_caller: BTreeMap<u8, BTreeSet<u32>> = BTreeMap::new();
+        for number in members(&arrival.body) {
+            let caller = plans[number as usize].caller;
+            by_caller.entry(caller).or_default().insert(number);
         }
-        if let Some((before, body)) = last.get(&key) {
-            let repeated = *body == arrival.body;
-            assert!(
-                repeated || before.last() < now.first(),
-                "{now:?} came after {before:?} at {key}"
-            );
+        for (caller, now) in by_caller {
+            let key = (key.clone(), caller);
+            if let Some((before, body)) = last.get(&key) {
+                let repeated = *body == arrival.body;
+                assert!(
+                    repeated || before.last() < now.first(),
+                    "{now:?} came after {before:?} at {key:?}"
+                );
+            }
+            last.insert(key, (now, arrival.body.to_vec()));
         }
-        last.insert(key, (now, arrival.body.to_vec()));
     }
 }
 
-fn check_state(world: &World, plans: &[Plan], heard: &[Option<Heard>]) {
+/// Where nothing fails, the calls of one caller and place are answered in the order in which they
+/// were read.
+fn check_answering_order(plans: &[Plan], order: &[usize]) {
+    let mut last = HashMap::new();
+    for &number in order {
+        let plan = &plans[number];
+        let before = last.insert((plan.place, plan.caller), number);
+        assert!(
+            before < Some(number),
+            "{before:?} was answered before {number}"
+        );
+    }
+}
+
+fn check_state(world: &World, plans: &[Plan], heard: &[Option<Heard>], order: &[usize]) {
     let places: BTreeSet<Place> = plans.iter().map(|plan| plan.place).collect();
     for place in places {
         let mut possible = Possible::new();
-        for (plan, heard) in plans
-            .iter()
-            .zip(heard)
-            .filter(|(plan, _)| plan.place == place)
-        {
-            apply(&mut possible, &plan.write, heard.as_ref());
+        for &number in order.iter().filter(|number| plans[**number].place == place) {
+            apply(&mut possible, &plans[number].write, heard[number].as_ref());
         }
         let stored = stored(world, place);
         let keys: BTreeSet<&String> = possible.keys().chain(stored.keys()).collect();
@@ -479,22 +516,44 @@ fn check_state(world: &World, plans: &[Plan], heard: &[Option<Heard>]) {
 async fn check_seed(seed: u64) {
     let run = generate(seed);
     let whole = world(&run, &[]);
-    let heard = perform(&whole, &run.plans).await;
+    let (heard, answered) = perform(&whole, &run.plans).await;
+    // As the calls took effect, as far as it can be known.
+    let order = if run.fair {
+        in_order_of_effect(&heard, &answered)
+    } else {
+        (0..run.plans.len()).collect()
+    };
     check_quotas(&whole);
     check_answers(&run.plans, &heard);
-    check_order(&whole);
-    check_state(&whole, &run.plans, &heard);
+    check_order(&whole, &run.plans);
+    check_state(&whole, &run.plans, &heard, &order);
     assert!(whole.core.lanes.live().is_empty(), "every lane has left");
     if run.calm {
-        check_against_the_sequential_run(&run, &whole, &heard).await;
+        check_answering_order(&run.plans, &answered);
+        check_against_the_sequential_run(&run, &whole, &heard, &order).await;
     }
+}
+
+/// Those who know what became of their calls as they were answered; behind them those who do not,
+/// whose calls may have taken effect at any time.
+fn in_order_of_effect(heard: &[Option<Heard>], answered: &[usize]) -> Vec<usize> {
+    let is_certain = |number: &usize| effect(heard[*number].as_ref()) != Effect::Perhaps;
+    let certain = answered.iter().copied().filter(is_certain);
+    let uncertain = (0..heard.len()).filter(|number| !is_certain(number));
+    certain.chain(uncertain).collect()
 }
 
 /// The same calls one after another, none merged, must end in the same state; and who is told OK
 /// there is told OK here.
-async fn check_against_the_sequential_run(run: &Run, whole: &World, heard: &[Option<Heard>]) {
+async fn check_against_the_sequential_run(
+    run: &Run,
+    whole: &World,
+    heard: &[Option<Heard>],
+    order: &[usize],
+) {
     let alone = world(run, &["merge.enabled=false"]);
-    for (plan, heard) in run.plans.iter().zip(heard) {
+    for &number in order {
+        let (plan, heard) = (&run.plans[number], &heard[number]);
         let (path, body) = request(plan.place, &plan.write);
         let expected = alone.post(&path, &body).await;
         let heard = heard.as_ref().expect("nobody leaves a calm run");
@@ -560,6 +619,7 @@ fn saturated_arrivals_should_reach_the_limit() {
         let plans: Vec<_> = (0..40)
             .map(|n| Plan {
                 at: n * MS,
+                caller: 0,
                 place: Place::Group(0),
                 write: Write::Clear,
                 headers: Vec::new(),

@@ -90,8 +90,8 @@ fn a_part_of_a_later_version_is_refused_once() {
     );
     check_value(
         "queue.order",
-        "\"fair\"",
-        "is \"fair\", which is not in this version; write \"strict\"",
+        "\"fifo\"",
+        "is \"fifo\"; write \"strict\" or \"fair\"",
     );
 }
 
@@ -99,7 +99,7 @@ fn a_part_of_a_later_version_is_refused_once() {
 fn what_is_not_toml_hides_no_other_mistake() {
     check(
         "[queue]\ndeadline = 5s\nmax_calls 5\nmax_bytes =\nmax_calls = 0\nmax_calls = 7\n[queue]\n\
-         order = \"fair\"\n[log]\nlevel = info\nformat = \"te\n]\n",
+         order = \"fifo\"\n[log]\nlevel = info\nformat = \"te\n]\n",
         &[
             "2:12: the value of deadline needs quotes: deadline = \"...\"",
             "3:11: is not TOML: key with no value, expected `=`; write key = value or [section]",
@@ -107,7 +107,7 @@ fn what_is_not_toml_hides_no_other_mistake() {
             "5:13: queue.max_calls is 0; write a whole number from 1 to 10000000",
             "6:1: max_calls is written a second time; keep one of the two",
             "7:2: queue is written a second time; keep one of the two",
-            "8:9: queue.order is \"fair\", which is not in this version; write \"strict\"",
+            "8:9: queue.order is \"fifo\"; write \"strict\" or \"fair\"",
             "10:9: the value of level needs quotes: level = \"...\"",
             "11:13: is not TOML: invalid basic string, expected `\"`",
             "12:1: is not TOML: missing table open, expected `[`; write key = value or [section]",

@@ -6,7 +6,7 @@ use proptest::test_runner::{Config, RngSeed};
 use serde_json::{Value, json};
 
 use crate::{
-    call::{Call, Head, Travels},
+    call::{Call, Caller, Head, Travels},
     catalogue::{Command, group_attributes, message_extension},
     clock,
     validate::{Terms, validate},
@@ -41,6 +41,7 @@ pub(in crate::lane) fn call_with(
     };
     let now = clock::now();
     let terms = Terms {
+        caller: Caller::Local,
         received: now,
         deadline: now,
         travels,
