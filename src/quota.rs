@@ -6,11 +6,12 @@
 //!
 //! Not pure: [`local`] keeps the windows of this process and waits for free slots, [`permit`] is
 //! what it hands out, [`class`] is the profile that all windows of a quota share, [`spacing`]
-//! spaces calls by governor.
+//! spaces calls by governor, [`journal`] is the state file by which windows outlive the process.
 
 pub mod caution;
 pub mod class;
 pub mod floor;
+pub mod journal;
 pub mod local;
 pub mod permit;
 pub mod rest;

@@ -38,8 +38,17 @@ pub struct Core {
 }
 
 impl Core {
-    /// A gateway to the upstream behind `connector`.
+    /// A gateway to the upstream behind `connector`. It knows of no process before it: `state.file`
+    /// is left alone.
     pub fn new<C>(config: &Config, connector: C, metrics: Arc<Metrics>) -> Core
+    where
+        C: Connect + Clone + Send + Sync + 'static,
+    {
+        Core::with_quota(config, connector, metrics, Quota::new(config))
+    }
+
+    /// The same with windows that may know of a process before this one.
+    pub fn with_quota<C>(config: &Config, connector: C, metrics: Arc<Metrics>, quota: Quota) -> Core
     where
         C: Connect + Clone + Send + Sync + 'static,
     {
@@ -49,8 +58,7 @@ impl Core {
             config.upstream.call_timeout,
         );
         let upstream = Upstream::new(config, attempt, &metrics);
-        let quota = Arc::new(Quota::new(config));
-        let lanes = Lanes::new(config, quota, upstream, metrics.clone());
+        let lanes = Lanes::new(config, Arc::new(quota), upstream, metrics.clone());
         let lifecycle = Lifecycle::new();
         let gateway = Gateway::new(config, lanes.clone(), metrics.clone(), lifecycle.clone());
         Core {
@@ -62,11 +70,19 @@ impl Core {
         }
     }
 
-    /// Forgets windows that have passed, for as long as it is polled.
+    /// Forgets windows that have passed and keeps the state file small, for as long as it is polled.
     pub async fn sweep(quota: Arc<Quota>) {
         loop {
             clock::sleep(SWEEP).await;
             quota.sweep();
+            if let Some(journal) = quota.journal.clone()
+                && journal.has_grown()
+            {
+                // It reads and writes a whole file: a thread that no call waits for can.
+                let compaction = tokio::task::spawn_blocking(move || journal.compact());
+                // It is not cancelled, and a panic has been reported.
+                let _ = compaction.await;
+            }
         }
     }
 }
@@ -85,10 +101,11 @@ impl Bound {
     pub async fn new(config: &Config) -> io::Result<Bound> {
         let traffic = bind("listen.traffic", config.listen.traffic).await?;
         let admin = bind("listen.admin", config.listen.admin).await?;
-        let core = Core::new(
+        let core = Core::with_quota(
             config,
             connector(config)?,
             Arc::new(Metrics::of_this_process()),
+            Quota::with_state(config)?,
         );
         let limits = Limits::from(&config.listen);
         Ok(Bound {
@@ -166,7 +183,7 @@ pub async fn serve(config: Config) -> io::Result<ExitCode> {
         upstream = %config.upstream.url,
         "chat-gateway is ready"
     );
-    announce_forgotten_windows(&config);
+    announce_windows(&config, &bound.core.lanes.quota);
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let running = bound.run(async {
         // The sender is only dropped after it was used.
@@ -187,7 +204,16 @@ pub async fn serve(config: Config) -> io::Result<ExitCode> {
     }
 }
 
-fn announce_forgotten_windows(config: &Config) {
+/// Says what is known of the windows that a process before this one used.
+fn announce_windows(config: &Config, quota: &Quota) {
+    if let Some(journal) = &quota.journal {
+        tracing::info!(
+            keys = journal.summary.windows,
+            slots = journal.summary.slots,
+            "the state file is in use: what a process before this one sent is remembered"
+        );
+        return;
+    }
     let quota = &config.quota;
     for (name, window) in [
         ("group_attributes", quota.group_attributes.window),

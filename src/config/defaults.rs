@@ -104,6 +104,7 @@ impl Default for Quotas {
 impl Default for State {
     fn default() -> Self {
         Self {
+            file: None,
             hold: Duration::from_secs(1),
         }
     }

@@ -141,11 +141,8 @@ pub(super) fn visit<V: Visitor>(config: &mut Config, v: &mut V) {
     v.section("retry", |v| visit_retry(retry, v));
     v.section("quota", |v| visit_quotas(quota, v));
     v.section("state", |v| {
+        v.optional("file", &mut state.file, &FilePath);
         v.setting("hold", &mut state.hold, &HOLD);
-        v.later(
-            "file",
-            "windows are forgotten at a restart, and state.hold covers for them",
-        );
     });
     v.section("log", |v| visit_log(log, v));
     v.later(

@@ -199,6 +199,10 @@ pub enum Count {
 /// `[state]`: what a restart does to the windows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
+    /// Where windows longer than `hold` are written down, so that a restart, also of a process that
+    /// was killed, remembers them. One process at a time uses it; its directory must be writable.
+    /// Default: none, and those windows start empty.
+    pub file: Option<PathBuf>,
     /// Windows up to this length start as spent, because the process before may have spent them.
     /// Default 1 s, 0 to 1 h; 0 starts at once and may be over the quota after a restart.
     pub hold: Duration,

@@ -14,6 +14,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -27,6 +28,11 @@ use tokio::sync::Notify;
 use super::{
     caution::{Consequence, Left, Profile},
     class::Class,
+    journal::{
+        self, Journal, Page,
+        ledger::Paces,
+        record::{Event, WindowId},
+    },
     permit::Permit,
     rest::Rest,
     spacing::Spacing,
@@ -49,6 +55,8 @@ pub struct Quota {
     message_extension: Arc<Class>,
     api: Arc<Class>,
     started: Instant,
+    /// Where windows longer than `state.hold` are written down.
+    pub journal: Option<Arc<Journal>>,
 }
 
 /// The part of the settings that the windows need.
@@ -76,6 +84,7 @@ pub struct Slots {
     class: Arc<Class>,
     pub(super) state: Mutex<State>,
     changed: Notify,
+    page: Option<Page>,
 }
 
 #[derive(Debug)]
@@ -137,7 +146,8 @@ pub struct Ahead {
 
 impl Quota {
     /// Windows with these settings. Those no longer than `state.hold` count as spent until they
-    /// have passed once, since nobody knows what a process before this one sent.
+    /// have passed once, since nobody knows what a process before this one sent. `state.file` is
+    /// left alone.
     pub fn new(config: &Config) -> Quota {
         let call_timeout = config.upstream.call_timeout;
         let pace = |limit, window| Pace {
@@ -165,7 +175,23 @@ impl Quota {
             message_extension: class("message_extension", quota.message_extension.profile),
             api: class("api", quota.api.profile),
             started: clock::now(),
+            journal: None,
         }
+    }
+
+    /// The same, with longer windows as `state.file` remembers them. An error if another process
+    /// uses that file.
+    pub fn with_state(config: &Config) -> io::Result<Quota> {
+        let mut quota = Quota::new(config);
+        let paces = Paces {
+            group_attributes: quota.settings.group_attributes,
+            message_extension: quota.settings.message_extension,
+            api: quota.settings.api,
+        };
+        if let Some(file) = &config.state.file {
+            quota.journal = Journal::open(file, paces)?.map(Arc::new);
+        }
+        Ok(quota)
     }
 
     /// The window of a key.
@@ -174,7 +200,11 @@ impl Quota {
         if let Some(slots) = shard.get(key) {
             return slots.clone();
         }
-        let slots = Arc::new(self.slots(self.class(Some(key.class)), *self.pace(key.class)));
+        let slots = Arc::new(self.slots(
+            self.class(Some(key.class)),
+            *self.pace(key.class),
+            || WindowId::of_key(key),
+        ));
         shard.insert(key.clone(), slots.clone());
         slots
     }
@@ -199,6 +229,7 @@ impl Quota {
                     limit,
                     ..self.settings.api
                 },
+                || WindowId::of_command(path, app),
             ),
             app: rest,
             turn: tokio::sync::Mutex::new(()),
@@ -258,6 +289,10 @@ impl Quota {
         commands
             .apps
             .retain(|_, rest| Arc::strong_count(rest) > 1 || rest.lock().until(now).is_some());
+        drop(commands);
+        if let Some(journal) = &self.journal {
+            journal.sweep();
+        }
     }
 
     /// Windows of keys that are remembered, for the gauge `chat_gateway_keys`.
@@ -279,9 +314,14 @@ impl Quota {
             .sum()
     }
 
-    fn slots(&self, class: &Arc<Class>, pace: Pace) -> Slots {
+    fn slots(&self, class: &Arc<Class>, pace: Pace, id: impl FnOnce() -> WindowId) -> Slots {
         let known_from = self.started + pace.period();
-        let window = if pace.window <= self.settings.hold && clock::now() < known_from {
+        let journal = self.journal.as_ref();
+        let journal = journal.filter(|_| pace.window > self.settings.hold);
+        let known = journal.map(|journal| Page::new(journal.clone(), id()));
+        let window = if let Some(known) = &known {
+            Window::remembered(pace.limit, known.recall())
+        } else if pace.window <= self.settings.hold && clock::now() < known_from {
             Window::spent(pace.limit, known_from)
         } else {
             Window::new(pace.limit)
@@ -297,6 +337,7 @@ impl Quota {
                 last_sent: None,
             }),
             changed: Notify::new(),
+            page: known,
         }
     }
 }
@@ -412,6 +453,11 @@ impl Slots {
         });
     }
 
+    /// Where `slots` of it are written down.
+    pub(super) fn written(&self, slots: u32) -> Option<(&Page, u32)> {
+        self.page.as_ref().map(|page| (page, slots))
+    }
+
     pub(super) fn change(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.state.lock());
         self.changed.notify_one();
@@ -449,6 +495,15 @@ impl State {
             );
         }
         self.last_sent = Some(now);
+    }
+
+    /// Takes more slots for a call that has some, or none and says so.
+    pub(super) fn grow(&mut self, now: Instant, slots: u32) -> bool {
+        let taken = self.window.take(now, slots);
+        if let Some(spacing) = self.spacing.as_mut().filter(|_| taken) {
+            spacing.extend(slots);
+        }
+        taken
     }
 }
 
@@ -555,7 +610,17 @@ impl Scopes {
             state.take(now, *slots);
         }
         state.take(now, 1);
+        // The write need not keep others from the windows: nothing leaves before it.
+        drop((key, state));
+        journal::write(Event::Taken, now, self.pages());
         Some(Permit::new(self.clone()))
+    }
+
+    /// Where its slots are written down.
+    pub(super) fn pages(&self) -> [Option<(&Page, u32)>; 2] {
+        let key = self.key.as_ref();
+        let key = key.and_then(|(key, slots)| key.written(*slots));
+        [key, self.command.slots.written(1)]
     }
 }
 

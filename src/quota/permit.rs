@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
+    journal::{self, record::Event},
     local::{CommandSlots, Scopes},
     window::{Next, Pace, Window},
 };
@@ -52,9 +53,14 @@ impl Permit {
             return true;
         };
         let more = slots.saturating_sub(*held);
-        if !key.state.lock().window.take(clock::now(), more) {
+        if more == 0 {
+            return true;
+        }
+        let now = clock::now();
+        if !key.state.lock().grow(now, more) {
             return false;
         }
+        journal::write(Event::Taken, now, [key.written(more), None]);
         *held += more;
         true
     }
@@ -77,8 +83,8 @@ impl Permit {
         let Ok(_turn) = to.turn.try_lock() else {
             return false;
         };
+        let now = clock::now();
         {
-            let now = clock::now();
             let mut state = to.slots.state.lock();
             if to.app_rest(now).is_some() || to.slots.next(&mut state, now, 1) != Next::Now {
                 return false;
@@ -87,31 +93,39 @@ impl Permit {
         }
         let from = std::mem::replace(&mut self.scopes.command, to.clone());
         from.slots.change(|state| state.window.refund(1));
+        journal::write(Event::Refunded, now, [from.slots.written(1), None]);
+        journal::write(Event::Taken, now, [to.slots.written(1), None]);
         true
     }
 
     /// The reply came at `reply_at`, over a line whose round trips take at least `rtt_floor`: the
     /// slots cool from then.
     pub fn settle(mut self, reply_at: Instant, rtt_floor: Duration) {
-        self.give_back(|window, pace, slots| {
+        self.give_back(Event::Replied, reply_at, |window, pace, slots| {
             window.settle(slots, pace.free_after_reply(reply_at, rtt_floor));
         });
     }
 
     /// The connection was given up at `closed_at` and nobody knows whether the call arrived.
     pub fn lose(mut self, closed_at: Instant) {
-        self.give_back(|window, pace, slots| window.settle(slots, pace.free_after_loss(closed_at)));
+        self.give_back(Event::Lost, closed_at, |window, pace, slots| {
+            window.settle(slots, pace.free_after_loss(closed_at));
+        });
     }
 
     /// Nothing was written to a socket: the slots are free again.
     pub fn refund(mut self) {
-        self.give_back(|window, _, slots| window.refund(slots));
+        self.give_back(Event::Refunded, clock::now(), |window, _, slots| {
+            window.refund(slots);
+        });
     }
 
-    fn give_back(&mut self, settle: impl Fn(&mut Window, &Pace, u32)) {
+    fn give_back(&mut self, event: Event, at: Instant, settle: impl Fn(&mut Window, &Pace, u32)) {
         if std::mem::replace(&mut self.state, Held::GivenBack) == Held::GivenBack {
             return;
         }
+        // First of all: whoever takes the slots next is written down after this.
+        journal::write(event, at, self.scopes.pages());
         if let Some((key, slots)) = &self.scopes.key {
             key.change(|state| settle(&mut state.window, &key.pace, *slots));
         }
@@ -124,7 +138,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         if self.state == Held::Yes {
             let closed_at = clock::now();
-            self.give_back(|window, pace, slots| {
+            self.give_back(Event::Lost, closed_at, |window, pace, slots| {
                 window.settle(slots, pace.free_after_loss(closed_at));
             });
         }

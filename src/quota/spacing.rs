@@ -47,6 +47,11 @@ impl Spacing {
         self.next.filter(|&next| next > now)
     }
 
+    /// The call that was sent last takes `slots` more.
+    pub fn extend(&mut self, slots: u32) {
+        self.next = self.next.map(|next| next + self.gap * slots);
+    }
+
     /// A call that takes `slots` is sent at `now`.
     pub fn take(&mut self, now: Instant, slots: u32) -> bool {
         if self.next(now).is_some() || self.limiter.check().is_err() {

@@ -85,6 +85,16 @@ impl Window {
         window
     }
 
+    /// A window in which slots are busy until these times, latest first, for a process that knows
+    /// what its predecessor sent.
+    pub fn remembered(limit: u32, latest_first: impl Iterator<Item = Instant>) -> Window {
+        let mut window = Window::new(limit);
+        // The limit may have been lowered since: the first slot is free when all but `limit` are.
+        window.cooling = latest_first.take(limit as usize).collect();
+        window.cooling.make_contiguous().reverse();
+        window
+    }
+
     /// From now on there are so many slots. Those that are busy beyond it stay busy for their time.
     pub fn resize(&mut self, limit: u32) {
         self.limit = limit.max(1);
@@ -286,6 +296,17 @@ mod tests {
         let mut window = Window::spent(5, t0 + 1_000 * MS);
         assert!(!window.take(t0 + 999 * MS, 1));
         assert!(window.take(t0 + 1_000 * MS, 5));
+    }
+
+    #[test]
+    fn a_remembered_window_should_free_each_slot_in_its_time() {
+        let t0 = clock::now();
+        let until = [t0 + 300 * MS, t0 + 200 * MS, t0 + 100 * MS];
+        let mut window = Window::remembered(4, until.into_iter());
+        assert_eq!(window.free(t0), 1);
+        assert_eq!(window.free(t0 + 200 * MS), 3);
+        let mut lowered = Window::remembered(1, until.into_iter());
+        assert_eq!(lowered.next_free(t0, 1), Next::At(t0 + 300 * MS));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod logging;
 mod operating;
 mod passing;
 mod refusing;
+mod remembering;
 mod simulating;
 mod starting;
 mod stopping;

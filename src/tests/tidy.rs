@@ -75,6 +75,8 @@ fn decisions_should_be_pure() {
                 "quota/rest.rs",
                 "quota/floor.rs",
                 "quota/caution.rs",
+                "quota/journal/ledger.rs",
+                "quota/journal/record.rs",
             ]
             .contains(&name)
     };

@@ -67,7 +67,7 @@ fn a_misspelt_name_is_answered_with_the_nearest_right_one() {
 fn a_part_of_a_later_version_is_refused_once() {
     check(
         "[shared]\nredis = \"x\"\nprefix = 1\n[shared.more]\n[[rule]]\na = 1\n[[rule]]\nb = 1\n\
-         [credentials]\n[access]\n[trace]\n[state]\nfile = \"x\"\n[listen.tls]\ncert = \"x\"\n\
+         [credentials]\n[access]\n[trace]\n[listen.tls]\ncert = \"x\"\n\
          [quota.group_messages]\nlimit = 1\n",
         &[
             "1:1: [shared] is not in this version: each process keeps its own windows; remove the \
@@ -80,11 +80,9 @@ fn a_part_of_a_later_version_is_refused_once() {
              section",
             "11:1: [trace] is not in this version: there are logs and metrics, but no traces; \
              remove the section",
-            "13:1: state.file is not in this version: windows are forgotten at a restart, and \
-             state.hold covers for them; remove the setting",
-            "14:1: [listen.tls] is not in this version: callers reach the gateway by plain HTTP; \
+            "12:1: [listen.tls] is not in this version: callers reach the gateway by plain HTTP; \
              remove the section",
-            "16:1: [quota.group_messages] is not in this version: a quota with a name of its own \
+            "14:1: [quota.group_messages] is not in this version: a quota with a name of its own \
              belongs to a [[rule]]; remove the section",
         ],
     );

@@ -76,6 +76,6 @@ fn what_the_annotated_file_suggests_is_right_too() {
     let uncommented = text.lines().map(uncomment).collect::<Vec<_>>().join("\n");
     let config = from_file(&uncommented).unwrap();
     assert_eq!(config.quota.api.commands["open_msg_svc/get_history"], 10);
-    assert!(config.upstream.ca.is_some());
+    assert!(config.upstream.ca.is_some() && config.state.file.is_some());
     assert_eq!(from_file(&config.to_toml()).unwrap(), config);
 }

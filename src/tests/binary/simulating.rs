@@ -8,7 +8,7 @@ use super::{
 };
 
 /// A simulator and where it listens.
-async fn simulator(arguments: &[&str]) -> (Process, SocketAddr) {
+pub(super) async fn simulator(arguments: &[&str]) -> (Process, SocketAddr) {
     let mut all = vec!["simulate", "--listen", "127.0.0.1:0"];
     all.extend_from_slice(arguments);
     let process = Process::start(&mut program(&all));

@@ -1,0 +1,467 @@
+//! The state file: what a process that is killed leaves to the next one about its windows.
+//!
+//! - [`record`] is the format.
+//! - [`ledger`] is what records say about the windows.
+//!
+//! Before an attempt leaves, its slots are written with one `write(2)`; the page cache outlives
+//! the process, so nothing is synced. What comes back (a reply, a loss, a refund) only shortens what
+//! was written before, so it waits in memory for the next write or the sweep: if it is lost, a slot
+//! is held for longer than it need be.
+//!
+//! ```text
+//!   FILE        the records              FILE.lock            held by the process that uses FILE
+//!   FILE.new    a compaction under way   FILE.foreign-TIME    what was there and was not ours
+//! ```
+//!
+//! A compaction reads what the file holds, writes what of it is busy to `FILE.new`, copies what was
+//! appended meanwhile and renames it over `FILE`. Whenever that is cut short, `FILE` is whole.
+//!
+//! Times in the file are those of the monotonic clock, counted from the wall clock as it was at the
+//! start. When the two part, the wall clock was moved, and a record says by how much.
+
+pub mod ledger;
+pub mod record;
+
+use std::{
+    collections::HashMap,
+    fs::{File, OpenOptions, TryLockError},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+
+use self::{
+    ledger::{Damage, Ledger, Paces, duration, micros},
+    record::{Event, HEADER, LENGTH, Micros, Record, WindowId},
+};
+use crate::clock::{self, Instant};
+
+/// No file is compacted before it is so long.
+const COMPACT_FROM: u64 = 1 << 20;
+
+/// A file is compacted when it is so many times as long as what was busy in it.
+const COMPACT_GROWTH: u64 = 4;
+
+/// What comes back is written without waiting for the next attempt when there is so much of it.
+const PENDING: usize = 1 << 16;
+
+/// What is kept while the file cannot be written. More is forgotten, and that is said.
+const PENDING_MAX: usize = 1 << 20;
+
+/// Clocks that are further apart than this have been moved.
+const CLOCK_MOVED: Duration = Duration::from_millis(50);
+
+/// What is remembered is held for so much longer: two processes read the wall clock, and it may have
+/// crept by [`CLOCK_MOVED`].
+const CLOCK_SLACK: Duration = Duration::from_millis(100);
+
+/// The file, locked for this process.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    paces: Paces,
+    inner: Mutex<Inner>,
+    remembered: Mutex<HashMap<WindowId, Vec<Slot>>>,
+    /// What was remembered at the start.
+    pub summary: Summary,
+    /// Unlocked when it is closed.
+    _lock: File,
+}
+
+/// Slots that are busy, and until when.
+type Slot = (Instant, u32);
+
+/// What was remembered at the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Windows in which slots are busy.
+    pub windows: usize,
+    /// Slots that are busy.
+    pub slots: u64,
+}
+
+#[derive(Debug)]
+struct Inner {
+    file: File,
+    /// The part of the file that is whole: a write that failed may have left more.
+    length: u64,
+    compact_at: u64,
+    /// Records that are still to be written.
+    pending: Vec<u8>,
+    /// The last write failed. Said once, and tried again by the sweep only.
+    broken: bool,
+    /// Records that had no room while it was.
+    forgotten: u64,
+    /// One moment on both clocks.
+    base: (Instant, Micros),
+}
+
+/// The place of one window in the journal.
+#[derive(Clone, Debug)]
+pub struct Page {
+    journal: Arc<Journal>,
+    window: WindowId,
+}
+
+/// Writes what became of slots of up to two windows, `None` for one that is not written down. What
+/// was taken is in the file when this returns.
+pub fn write(event: Event, at: Instant, places: [Option<(&Page, u32)>; 2]) {
+    let Some((page, _)) = places.iter().flatten().next() else {
+        return;
+    };
+    let mut inner = page.journal.inner.lock();
+    let at = inner.time(at);
+    for (page, slots) in places.into_iter().flatten() {
+        inner.put(&Record::Slots {
+            event,
+            window: page.window,
+            slots,
+            at,
+        });
+    }
+    if event == Event::Taken || inner.pending.len() >= PENDING {
+        page.journal.flush(&mut inner);
+    }
+}
+
+impl Page {
+    /// The page of `window`.
+    pub fn new(journal: Arc<Journal>, window: WindowId) -> Page {
+        Page { journal, window }
+    }
+
+    /// When each slot that the process before this one held is free, latest first. Told once: after
+    /// that the window itself knows.
+    pub fn recall(&self) -> impl Iterator<Item = Instant> + use<> {
+        let slots = self.journal.remembered.lock().remove(&self.window);
+        let mut slots = slots.unwrap_or_default();
+        slots.sort_unstable_by(|one, other| other.cmp(one));
+        let each = |(until, slots)| std::iter::repeat_n(until, slots as usize);
+        slots.into_iter().flat_map(each)
+    }
+}
+
+impl Journal {
+    /// Opens the file and reads it. `None`, and the reason in the log, if it cannot be used; an
+    /// error if another process uses it, since two that do not know of each other would both spend
+    /// what is left.
+    pub fn open(path: &Path, paces: Paces) -> io::Result<Option<Journal>> {
+        let lock = match lock(path) {
+            Ok(lock) => lock,
+            Err(TryLockError::WouldBlock) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::ResourceBusy,
+                    format!(
+                        "state.file: {} is used by another process; each gateway needs a file of \
+                         its own",
+                        path.display()
+                    ),
+                ));
+            }
+            Err(TryLockError::Error(error)) => {
+                cannot_use(path, &error);
+                return Ok(None);
+            }
+        };
+        match Journal::start(path, paces, lock) {
+            Ok(journal) => Ok(Some(journal)),
+            Err(error) => {
+                cannot_use(path, &error);
+                Ok(None)
+            }
+        }
+    }
+
+    fn start(path: &Path, paces: Paces, lock: File) -> io::Result<Journal> {
+        let now = clock::now();
+        let now_there = micros(clock::unix_now());
+        let mut ledger = read(path)?;
+        report(path, ledger.damage);
+        let ahead = ledger.ahead_of(now_there);
+        if ahead > Duration::from_secs(1) {
+            tracing::warn!(
+                file = %path.display(),
+                seconds = ahead.as_secs(),
+                "the clock was set back since the state file was written: what it holds is taken \
+                 to have just happened"
+            );
+        }
+        ledger.bury(&paces, now_there);
+
+        let mut remembered: HashMap<WindowId, Vec<Slot>> = HashMap::new();
+        let mut summary = Summary::default();
+        let mut content = HEADER.to_vec();
+        for busy in ledger.busy(paces, now_there) {
+            content.extend_from_slice(&busy.record().encode());
+            let slots = remembered.entry(busy.window).or_default();
+            slots.push((now + busy.left + CLOCK_SLACK, busy.slots));
+            summary.slots += u64::from(busy.slots);
+        }
+        summary.windows = remembered.len();
+        let file = fresh(path, &content)?;
+        std::fs::rename(beside(path, ".new"), path)?;
+        Ok(Journal {
+            path: path.to_owned(),
+            paces,
+            inner: Mutex::new(Inner {
+                file,
+                length: content.len() as u64,
+                compact_at: compact_at(content.len() as u64),
+                pending: Vec::new(),
+                broken: false,
+                forgotten: 0,
+                base: (now, now_there),
+            }),
+            remembered: Mutex::new(remembered),
+            summary,
+            _lock: lock,
+        })
+    }
+
+    /// Writes what is pending, notices that the clock was moved, tries again after a failure, and
+    /// forgets what was remembered and has passed.
+    pub fn sweep(&self) {
+        let now = clock::now();
+        let mut inner = self.inner.lock();
+        inner.notice_moved_clock(now, micros(clock::unix_now()));
+        if inner.broken && inner.file.set_len(inner.length).is_ok() {
+            self.retry(&mut inner);
+        } else if !inner.broken {
+            self.flush(&mut inner);
+        }
+        drop(inner);
+        let mut remembered = self.remembered.lock();
+        remembered.retain(|_, slots| slots.iter().any(|(until, _)| *until > now));
+        crate::sharded::give_back_memory(&mut remembered);
+    }
+
+    /// Whether it is time to [`compact`](Self::compact).
+    pub fn has_grown(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.length > inner.compact_at && !inner.broken
+    }
+
+    /// Leaves what is busy in the file and nothing else. Takes as long as reading the file; attempts
+    /// wait only while the end of it is copied. One at a time.
+    pub fn compact(&self) {
+        let Err(error) = self.try_compact() else {
+            return;
+        };
+        let _ = std::fs::remove_file(beside(&self.path, ".new"));
+        let mut inner = self.inner.lock();
+        // Not at every sweep: the file is still right, only longer than it need be.
+        inner.compact_at = inner.length.saturating_mul(2);
+        tracing::error!(
+            file = %self.path.display(),
+            bytes = inner.length,
+            %error,
+            "the state file cannot be compacted and grows"
+        );
+    }
+
+    fn try_compact(&self) -> io::Result<()> {
+        let (file, length, now) = {
+            let inner = self.inner.lock();
+            (
+                inner.file.try_clone()?,
+                inner.length,
+                inner.time(clock::now()),
+            )
+        };
+        let header = HEADER.len() as u64;
+        let ledger = Ledger::read(&part(&file, header, length)?);
+        let mut content = HEADER.to_vec();
+        for busy in ledger.busy(self.paces, now) {
+            content.extend_from_slice(&busy.record().encode());
+        }
+        drop(ledger);
+        let mut new = fresh(&self.path, &content)?;
+
+        let mut inner = self.inner.lock();
+        let tail = part(&file, length, inner.length)?;
+        new.write_all(&tail)?;
+        std::fs::rename(beside(&self.path, ".new"), &self.path)?;
+        inner.file = new;
+        inner.length = (content.len() + tail.len()) as u64;
+        inner.compact_at = compact_at(inner.length);
+        Ok(())
+    }
+
+    fn flush(&self, inner: &mut Inner) {
+        if inner.broken || inner.pending.is_empty() {
+            return;
+        }
+        if let Err(error) = inner.write() {
+            inner.broken = true;
+            tracing::error!(
+                file = %self.path.display(),
+                %error,
+                "the state file cannot be written: what is sent from now on may be forgotten at a \
+                 restart"
+            );
+        }
+    }
+
+    fn retry(&self, inner: &mut Inner) {
+        if inner.write().is_ok() {
+            inner.broken = false;
+            let forgotten_records = std::mem::take(&mut inner.forgotten);
+            tracing::info!(
+                file = %self.path.display(),
+                forgotten_records,
+                "the state file is written again"
+            );
+        }
+    }
+}
+
+impl Drop for Journal {
+    /// What came back last is still to be written when the process stops in good order.
+    fn drop(&mut self) {
+        let inner = self.inner.get_mut();
+        if !inner.broken {
+            // A slot that is not known to be free is held for longer.
+            let _ = inner.write();
+        }
+    }
+}
+
+impl Inner {
+    /// `at` on the clock of the file.
+    fn time(&self, at: Instant) -> Micros {
+        let (base, there) = self.base;
+        let later = micros(at.saturating_duration_since(base));
+        let earlier = micros(base.saturating_duration_since(at));
+        there.saturating_add(later).saturating_sub(earlier)
+    }
+
+    fn put(&mut self, record: &Record) {
+        if self.pending.len() + LENGTH > PENDING_MAX {
+            self.forgotten += 1;
+        } else {
+            self.pending.extend_from_slice(&record.encode());
+        }
+    }
+
+    fn notice_moved_clock(&mut self, now: Instant, now_there: Micros) {
+        let by = now_there.saturating_sub(self.time(now));
+        if duration(by.saturating_abs()) > CLOCK_MOVED {
+            self.put(&Record::Clock { by });
+            self.base = (now, now_there);
+        }
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        self.file.write_all(&self.pending)?;
+        self.length += self.pending.len() as u64;
+        self.pending.clear();
+        // An outage leaves more room than is ever needed.
+        self.pending.shrink_to(PENDING);
+        Ok(())
+    }
+}
+
+fn lock(path: &Path) -> Result<File, TryLockError> {
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(false);
+    let file = file
+        .open(beside(path, ".lock"))
+        .map_err(TryLockError::Error)?;
+    file.try_lock()?;
+    Ok(file)
+}
+
+/// What the file at `path` says; nothing, if there is none or it is not ours.
+fn read(path: &Path) -> io::Result<Ledger> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ledger::default()),
+        Err(error) => return Err(error),
+    };
+    let mut header = Vec::new();
+    (&mut file)
+        .take(HEADER.len() as u64)
+        .read_to_end(&mut header)?;
+    if header == HEADER {
+        let mut records = Vec::new();
+        file.read_to_end(&mut records)?;
+        return Ok(Ledger::read(&records));
+    }
+    if HEADER.starts_with(&header) {
+        // Torn where it began, or made empty by whoever set the permissions.
+        let mut ledger = Ledger::default();
+        ledger.damage.torn_bytes = header.len();
+        return Ok(ledger);
+    }
+    let aside = beside(path, &format!(".foreign-{}", clock::unix_now().as_secs()));
+    std::fs::rename(path, &aside)?;
+    tracing::error!(
+        file = %path.display(),
+        moved_to = %aside.display(),
+        "the state file was not written by this version of chat-gateway and is set aside: windows \
+         start empty, what a process before this one sent in them is not known"
+    );
+    Ok(Ledger::default())
+}
+
+/// `FILE.new` with this content, open for more.
+fn fresh(path: &Path, content: &[u8]) -> io::Result<File> {
+    let new = beside(path, ".new");
+    // One that was cut short may be left over.
+    if let Err(error) = std::fs::remove_file(&new)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let mut options = OpenOptions::new();
+    let mut file = options
+        .read(true)
+        .append(true)
+        .create_new(true)
+        .open(&new)?;
+    file.write_all(content)?;
+    Ok(file)
+}
+
+fn part(file: &File, from: u64, to: u64) -> io::Result<Vec<u8>> {
+    let length = usize::try_from(to - from).map_err(io::Error::other)?;
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, from)?;
+    Ok(bytes)
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn compact_at(length: u64) -> u64 {
+    COMPACT_FROM.max(length * COMPACT_GROWTH)
+}
+
+fn report(path: &Path, damage: Damage) {
+    if damage != Damage::default() {
+        tracing::error!(
+            file = %path.display(),
+            damaged_records = damage.records,
+            torn_bytes = damage.torn_bytes,
+            "the state file is damaged: what can be read of it is kept"
+        );
+    }
+}
+
+fn cannot_use(path: &Path, error: &io::Error) {
+    tracing::error!(
+        file = %path.display(),
+        %error,
+        "the state file cannot be used: windows start empty and are forgotten at a restart"
+    );
+}
+
+#[cfg(test)]
+mod tests;

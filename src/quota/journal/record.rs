@@ -1,0 +1,299 @@
+//! What is written about windows, and how: a header, then records of one length.
+//!
+//! ```text
+//! chat-gateway windows 1\n
+//! event 1 | class 1 | slots 4 | time 8 | window 16 | CRC-32 of these 4      34 bytes, little endian
+//! ```
+//!
+//! A window is named by a hash of whose it is: group ids are callers' words, and the file neither
+//! repeats nor has to bound them. Since every record has the same length, a damaged one hides none
+//! that follow it.
+
+use sha2::{Digest as _, Sha256};
+
+use crate::call::{LaneKey, QuotaClass};
+
+/// How a file of ours begins.
+pub const HEADER: &[u8] = b"chat-gateway windows 1\n";
+
+/// The bytes of a record.
+pub const LENGTH: usize = 34;
+
+/// The bytes that the checksum covers.
+const CHECKED: usize = LENGTH - 4;
+
+/// Microseconds since 1970, on the clock of the file.
+pub type Micros = i64;
+
+/// Which settings limit a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WindowClass {
+    /// Those of a class of keys.
+    Key(QuotaClass),
+    /// Those of commands.
+    Command,
+}
+
+/// A window, as the file names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WindowId {
+    /// Which settings limit it.
+    pub class: WindowClass,
+    /// Whose it is, hashed: 128 bits, so that nobody finds two with the same.
+    pub digest: [u8; 16],
+}
+
+/// What became of slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An attempt holds them; written before it leaves.
+    Taken,
+    /// The reply came: they cool.
+    Replied,
+    /// The connection was given up: they cool, and longer.
+    Lost,
+    /// Nothing was sent: they are free.
+    Refunded,
+}
+
+/// One record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// Something became of slots.
+    Slots {
+        /// What.
+        event: Event,
+        /// Of which window.
+        window: WindowId,
+        /// How many.
+        slots: u32,
+        /// When.
+        at: Micros,
+    },
+    /// The wall clock was moved: all times before this record are to be read as so much later.
+    Clock {
+        /// By how much; negative if it was set back.
+        by: Micros,
+    },
+}
+
+impl WindowId {
+    /// The window of a key.
+    pub fn of_key(key: &LaneKey) -> WindowId {
+        let target = &key.target;
+        let message = target.message.map(i128::to_le_bytes);
+        WindowId::new(
+            WindowClass::Key(key.class),
+            Some(target.app),
+            message,
+            &target.group,
+        )
+    }
+
+    /// The window of the command at `path` in `app`.
+    pub fn of_command(path: &str, app: Option<u64>) -> WindowId {
+        WindowId::new(WindowClass::Command, app, None, path)
+    }
+
+    fn new(
+        class: WindowClass,
+        app: Option<u64>,
+        message: Option<[u8; 16]>,
+        name: &str,
+    ) -> WindowId {
+        // Parts of fixed length come first, so that no two windows hash the same bytes.
+        let hash = Sha256::new()
+            .chain_update([
+                class.code(),
+                u8::from(app.is_some()),
+                u8::from(message.is_some()),
+            ])
+            .chain_update(app.unwrap_or_default().to_le_bytes())
+            .chain_update(message.unwrap_or_default())
+            .chain_update(name)
+            .finalize();
+        let mut digest = [0; 16];
+        digest.copy_from_slice(&hash[..16]);
+        WindowId { class, digest }
+    }
+}
+
+impl WindowClass {
+    fn code(self) -> u8 {
+        match self {
+            WindowClass::Key(QuotaClass::GroupAttributes) => 1,
+            WindowClass::Key(QuotaClass::MessageExtension) => 2,
+            WindowClass::Command => 3,
+        }
+    }
+
+    fn of(code: u8) -> Option<WindowClass> {
+        Some(match code {
+            1 => WindowClass::Key(QuotaClass::GroupAttributes),
+            2 => WindowClass::Key(QuotaClass::MessageExtension),
+            3 => WindowClass::Command,
+            _ => return None,
+        })
+    }
+}
+
+impl Event {
+    fn code(self) -> u8 {
+        match self {
+            Event::Taken => 1,
+            Event::Replied => 2,
+            Event::Lost => 3,
+            Event::Refunded => 4,
+        }
+    }
+
+    fn of(code: u8) -> Option<Event> {
+        Some(match code {
+            1 => Event::Taken,
+            2 => Event::Replied,
+            3 => Event::Lost,
+            4 => Event::Refunded,
+            _ => return None,
+        })
+    }
+}
+
+/// The event of [`Record::Clock`].
+const CLOCK: u8 = 5;
+
+impl Record {
+    /// Its bytes.
+    pub fn encode(&self) -> [u8; LENGTH] {
+        let (event, class, slots, time, digest) = match *self {
+            Record::Slots {
+                event,
+                window,
+                slots,
+                at,
+            } => (event.code(), window.class.code(), slots, at, window.digest),
+            Record::Clock { by } => (CLOCK, 0, 0, by, [0; 16]),
+        };
+        let mut bytes = [0; LENGTH];
+        bytes[0] = event;
+        bytes[1] = class;
+        bytes[2..6].copy_from_slice(&slots.to_le_bytes());
+        bytes[6..14].copy_from_slice(&time.to_le_bytes());
+        bytes[14..CHECKED].copy_from_slice(&digest);
+        let checksum = crc32fast::hash(&bytes[..CHECKED]);
+        bytes[CHECKED..].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    /// The record that these bytes are, unless they are damaged.
+    pub fn decode(bytes: &[u8; LENGTH]) -> Option<Record> {
+        let checksum = u32::from_le_bytes(part(bytes, CHECKED));
+        if crc32fast::hash(&bytes[..CHECKED]) != checksum {
+            return None;
+        }
+        let time = i64::from_le_bytes(part(bytes, 6));
+        if bytes[0] == CLOCK {
+            return Some(Record::Clock { by: time });
+        }
+        Some(Record::Slots {
+            event: Event::of(bytes[0])?,
+            window: WindowId {
+                class: WindowClass::of(bytes[1])?,
+                digest: part(bytes, 14),
+            },
+            slots: u32::from_le_bytes(part(bytes, 2)),
+            at: time,
+        })
+    }
+}
+
+fn part<const N: usize>(bytes: &[u8; LENGTH], at: usize) -> [u8; N] {
+    let mut part = [0; N];
+    part.copy_from_slice(&bytes[at..at + N]);
+    part
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::call::Target;
+
+    const EVENTS: [Event; 4] = [Event::Taken, Event::Replied, Event::Lost, Event::Refunded];
+    const CLASSES: [WindowClass; 3] = [
+        WindowClass::Key(QuotaClass::GroupAttributes),
+        WindowClass::Key(QuotaClass::MessageExtension),
+        WindowClass::Command,
+    ];
+
+    fn record() -> impl Strategy<Value = Record> {
+        let slots = (0..4_usize, 0..3_usize, any::<(u32, Micros, [u8; 16])>());
+        let slots = slots.prop_map(|(event, class, (slots, at, digest))| Record::Slots {
+            event: EVENTS[event],
+            window: WindowId {
+                class: CLASSES[class],
+                digest,
+            },
+            slots,
+            at,
+        });
+        prop_oneof![slots, any::<Micros>().prop_map(|by| Record::Clock { by })]
+    }
+
+    proptest! {
+        #[test]
+        fn a_record_should_be_read_as_it_was_written(record in record()) {
+            prop_assert_eq!(Record::decode(&record.encode()), Some(record));
+        }
+
+        #[test]
+        fn a_record_with_a_flipped_byte_should_not_be_read(
+            record in record(),
+            at in 0..LENGTH,
+            flip in 1..=u8::MAX,
+        ) {
+            let mut bytes = record.encode();
+            bytes[at] ^= flip;
+            prop_assert_eq!(Record::decode(&bytes), None);
+        }
+    }
+
+    #[test]
+    fn bytes_that_a_file_system_left_empty_should_not_be_a_record() {
+        assert_eq!(Record::decode(&[0; LENGTH]), None);
+        assert_eq!(Record::decode(&[0xff; LENGTH]), None);
+    }
+
+    #[test]
+    fn different_windows_should_have_different_names() {
+        let key = |class, app, group: &str, message| {
+            WindowId::of_key(&LaneKey {
+                class,
+                target: Target {
+                    app,
+                    group: group.into(),
+                    message,
+                },
+            })
+        };
+        let (attributes, extension) = (QuotaClass::GroupAttributes, QuotaClass::MessageExtension);
+        let all = [
+            key(attributes, 1, "g", None),
+            key(attributes, 2, "g", None),
+            key(attributes, 1, "", None),
+            key(attributes, 1, "\0g", None),
+            key(extension, 1, "g", None),
+            key(extension, 1, "g", Some(0)),
+            key(extension, 1, "g", Some(-1)),
+            key(extension, 1, &"g".repeat(100_000), Some(1)),
+            WindowId::of_command("g", Some(1)),
+            WindowId::of_command("g", Some(0)),
+            WindowId::of_command("g", None),
+        ];
+        let names: HashSet<_> = all.iter().map(|window| window.digest).collect();
+        assert_eq!(names.len(), all.len());
+        assert_eq!(all[0], key(attributes, 1, "g", None));
+    }
+}
