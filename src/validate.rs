@@ -66,7 +66,7 @@ pub fn validate(
     };
     let target = target(command, query.app, &object);
     let pairs = u32::try_from(understood.items).unwrap_or(u32::MAX).max(1);
-    let filled = query.fill(&head.target, terms.random);
+    let filled = query.fill(&head.target, terms.random)?;
     // Ranges count from the start of the query; parameters are filled in at its end.
     let start = head.target.path().len() + 1;
     let at = |range: Range<usize>| start + range.start..start + range.end;
@@ -210,9 +210,9 @@ impl Query {
     }
 
     /// The target with `random` and `contenttype` at its end where they are missing.
-    fn fill(&self, target: &PathAndQuery, random: u32) -> Option<PathAndQuery> {
+    fn fill(&self, target: &PathAndQuery, random: u32) -> Result<Option<PathAndQuery>, Refusal> {
         if self.has_random && self.has_contenttype {
-            return None;
+            return Ok(None);
         }
         let mut text = target.as_str().to_owned();
         if !self.has_random {
@@ -222,10 +222,16 @@ impl Query {
         if !self.has_contenttype {
             text.push_str("&contenttype=json");
         }
-        Some(
-            text.parse()
-                .expect("a legal target with plain parameters behind it is legal"),
-        )
+        // A legal target with plain parameters behind it is legal, unless it is too long now.
+        let length = text.len();
+        PathAndQuery::from_maybe_shared(Bytes::from(text))
+            .map(Some)
+            .map_err(|_| {
+                let message = format!(
+                    "the URL is {length} bytes with random and contenttype, the limit is 65534"
+                );
+                Refusal::invalid(error::BAD_REQUEST, message)
+            })
     }
 }
 
@@ -304,6 +310,29 @@ mod tests {
             Some("identifier=a&usersig=s&sdkappid=1&random=7&contenttype=json")
         );
         assert_eq!(call.credentials.parts(), ["1", "a", "s"]);
+    }
+
+    #[test]
+    fn a_url_without_room_for_what_is_filled_in_should_be_refused() {
+        let path = group_attributes::SET.path.len() + 1;
+        let more = "&random=7&contenttype=json".len();
+        let query = |length: usize| {
+            let query = "sdkappid=1&identifier=a&usersig=";
+            format!("{query}{}", "s".repeat(length - path - query.len()))
+        };
+        let longest = call(Method::POST, &query(65_534 - more), BODY).unwrap();
+        assert_eq!(longest.head.target.as_str().len(), 65_534);
+        for length in [65_534 - more + 1, 65_534] {
+            let refusal = call(Method::POST, &query(length), BODY).unwrap_err();
+            assert_eq!(refusal.code, 60002);
+            assert_eq!(
+                refusal.info,
+                format!(
+                    "the URL is {} bytes with random and contenttype, the limit is 65534",
+                    length + more
+                )
+            );
+        }
     }
 
     #[test]
