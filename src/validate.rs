@@ -313,6 +313,32 @@ mod tests {
     }
 
     #[test]
+    fn only_what_is_missing_should_be_filled_in() {
+        let base = "sdkappid=1&identifier=a&usersig=s";
+        for (given, filled) in [
+            ("&random=1", "&random=1&contenttype=json"),
+            ("&contenttype=json", "&contenttype=json&random=7"),
+        ] {
+            let call = call(Method::POST, &format!("{base}{given}"), BODY).unwrap();
+            assert_eq!(call.head.target.query(), Some(&*format!("{base}{filled}")));
+        }
+    }
+
+    #[test]
+    fn the_app_of_any_request_should_be_its_sdkappid_if_that_is_a_number() {
+        for (query, expected) in [
+            ("x=3&sdkappid=14&identifier=a", Some(14)),
+            ("sdkappid=14&sdkappid=15", Some(14)),
+            ("sdkappid=x", None),
+            ("sdkappid", None),
+            ("x=1", None),
+            ("", None),
+        ] {
+            assert_eq!(app(query), expected, "{query}");
+        }
+    }
+
+    #[test]
     fn a_url_without_room_for_what_is_filled_in_should_be_refused() {
         let path = group_attributes::SET.path.len() + 1;
         let more = "&random=7&contenttype=json".len();

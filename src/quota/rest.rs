@@ -60,7 +60,9 @@ mod tests {
         assert_eq!(rest.until(now), None);
         for millis in [200, 400, 800, 1_000, 1_000] {
             rest.refused(now, &pace);
-            assert_eq!(rest.left(now), Duration::from_millis(millis));
+            let length = Duration::from_millis(millis);
+            assert_eq!(rest.left(now), length);
+            assert_eq!(rest.until(now), Some(now + length));
             now += rest.left(now);
             assert_eq!(rest.until(now), None);
         }

@@ -291,6 +291,22 @@ mod tests {
     }
 
     #[test]
+    fn a_window_should_tell_what_is_in_flight_and_what_cools() {
+        let t0 = clock::now();
+        let mut window = Window::new(5);
+        assert!(window.is_idle(t0));
+        assert!(window.take(t0, 4));
+        window.settle(1, t0 + 20 * MS);
+        window.settle(1, t0 + 10 * MS);
+        assert_eq!((window.limit(), window.in_flight()), (5, 2));
+        let cooling: Vec<_> = window.cooling().collect();
+        assert_eq!(cooling, [t0 + 10 * MS, t0 + 20 * MS]);
+        window.refund(2);
+        assert!(!window.is_idle(t0 + 19 * MS));
+        assert!(window.is_idle(t0 + 20 * MS));
+    }
+
+    #[test]
     fn a_spent_window_should_free_everything_at_once() {
         let t0 = clock::now();
         let mut window = Window::spent(5, t0 + 1_000 * MS);

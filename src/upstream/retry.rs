@@ -310,6 +310,22 @@ mod tests {
     }
 
     #[test]
+    fn each_cause_should_have_a_label_of_its_own() {
+        for code in TRY_AGAIN {
+            assert_eq!(Cause::Code(code).label(), code.to_string());
+        }
+        for (cause, label) in [
+            (Cause::Code(1), "code"),
+            (Cause::Unreachable, "connect"),
+            (Cause::Lost, "reset"),
+            (Cause::TimedOut, "timeout"),
+            (Cause::NotTheApi, "http"),
+        ] {
+            assert_eq!(cause.label(), label);
+        }
+    }
+
+    #[test]
     fn backoff_should_spread_over_a_doubling_range_with_a_ceiling() {
         let rng = &mut StdRng::seed_from_u64(1);
         let (first, max) = (Duration::from_millis(100), Duration::from_secs(5));
