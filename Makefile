@@ -4,13 +4,14 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: test lint deny spec prove build clean tools
+.PHONY: test lint deny spec prove fuzz build clean tools
 
 ## Everything that must hold before a commit: format, lints, licences, documentation, tests.
 test: lint deny spec
 
 lint:
 	$(CARGO) fmt --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked --quiet
 
@@ -26,6 +27,21 @@ spec:
 ## CHAT_GATEWAY_SEED=N cargo test --test spec promises
 prove:
 	CHAT_GATEWAY_SEEDS=10000 $(CARGO) test --locked --test spec promises -- --nocapture
+
+## Each fuzz target for so many seconds, from the corpus in fuzz/corpus; what it finds on the way
+## is kept in target/fuzz. An input that fails is written to fuzz/artifacts: mend, then put it into
+## the corpus, which every test run replays.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= body config query reply
+fuzz: tools
+	@command -v c++ >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq g++; }
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked --quiet cargo-fuzz
+	@set -e; for target in $(FUZZ_TARGETS); do \
+		mkdir -p target/fuzz/corpus/$$target; \
+		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --target-dir target/fuzz $$target \
+			target/fuzz/corpus/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1; \
+	done
 
 build:
 	$(CARGO) build --release --locked

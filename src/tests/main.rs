@@ -5,11 +5,13 @@
 //! - [`promises`]: the whole gateway with random callers, arrivals, failures and departures, from seeds
 //! - [`zoo`]: every way in which the upstream could count, and other spenders
 //! - [`binary`]: the real binary over loopback sockets
+//! - [`fuzz`]: the fuzzers' targets, replayed over their corpus
 //! - [`readme`]: what README.md says of the program
 //! - [`tidy`]: house rules that a text search can check
 
 mod binary;
 mod fair;
+mod fuzz;
 mod harness;
 mod promises;
 mod readme;
