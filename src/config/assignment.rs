@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use toml::de::DeValue;
 
 use super::ENVIRONMENT_PREFIX;
+use super::mistake::printable;
 use super::tree::{self, Finding, Item, Place, Value};
 
 /// More names than the deepest setting has; what is longer cannot be one.
@@ -19,7 +20,8 @@ pub(super) fn from_variable<'a>(
     let path = name.strip_prefix(ENVIRONMENT_PREFIX)?;
     let place = Place::Environment(name);
     if path.contains(char::is_lowercase) {
-        let message = format!("is not in capitals; write {}", name.to_uppercase());
+        let right = name.to_uppercase();
+        let message = format!("is not in capitals; write {}", printable(&right));
         return Some(Err(Finding { place, message }));
     }
     let names = path

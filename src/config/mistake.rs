@@ -37,7 +37,7 @@ impl fmt::Display for Origin {
 }
 
 /// On one line, and without what could steer a terminal.
-fn printable(name: &str) -> Cow<'_, str> {
+pub(super) fn printable(name: &str) -> Cow<'_, str> {
     if name.contains(char::is_control) {
         Cow::Owned(name.escape_debug().to_string())
     } else {

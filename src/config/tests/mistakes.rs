@@ -476,3 +476,12 @@ fn a_mistake_on_the_command_line_is_shown_by_its_key_without_the_value() {
          --set queue.dedline: unknown setting queue.dedline; did you mean queue.deadline?",
     );
 }
+
+#[test]
+fn a_variable_that_is_not_in_capitals_should_not_steer_a_terminal() {
+    let mistakes = from_all("", &[("CHAT_GATEWAY__q\u{1b}[2J", "1")], &[]).unwrap_err();
+    assert_eq!(
+        mistakes.to_string(),
+        "CHAT_GATEWAY__q\\u{1b}[2J: is not in capitals; write CHAT_GATEWAY__Q\\u{1b}[2J"
+    );
+}

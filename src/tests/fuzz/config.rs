@@ -44,7 +44,7 @@ fn check_mistakes(mistakes: &Mistakes, sources: &Sources<'_>, text: &str) {
         "a line each: {shown:?}"
     );
     assert!(
-        !shown.contains(|c: char| c.is_control() && c != '\n'),
+        !shown.contains(|c: char| c.is_control() && !"\n\t".contains(c)),
         "could steer a terminal: {shown:?}"
     );
     let lines: Vec<&str> = text.split('\n').collect();
