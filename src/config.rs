@@ -92,6 +92,7 @@ pub fn load(sources: &Sources<'_>) -> Result<Config, Mistakes> {
     }
     let findings = reader.finish(&config);
     if findings.is_empty() {
+        relations::lower_to_bounds(&mut config);
         Ok(config)
     } else {
         Err(mistake::locate(findings, sources.file))

@@ -82,6 +82,20 @@ pub(super) fn conflicts(config: &Config) -> Vec<Conflict> {
         .collect()
 }
 
+/// Lowers what a bound beside it holds down anyway, so that the settings show what is in force and
+/// read back.
+pub(super) fn lower_to_bounds(config: &mut Config) {
+    let Config {
+        listen,
+        queue,
+        retry,
+        ..
+    } = config;
+    listen.max_body = listen.max_body.min(queue.max_bytes);
+    queue.max_calls_per_key = queue.max_calls_per_key.min(queue.max_calls);
+    retry.first_backoff = retry.first_backoff.min(retry.max_backoff);
+}
+
 /// Whether two listeners cannot have both addresses. Port 0 stands for any free one, and `[::]`
 /// takes IPv4 along.
 fn collide(one: SocketAddr, other: SocketAddr) -> bool {

@@ -119,3 +119,16 @@ fn what_is_nothing_by_design_is_accepted() {
     assert_eq!(config.retry.budget.to_bits(), 0);
     assert_eq!(from_file(&config.to_toml()).unwrap(), config);
 }
+
+#[test]
+fn a_default_and_a_bound_below_it_read_back_as_the_bound() {
+    for (text, shown) in [
+        ("retry.first_backoff=9s", "first_backoff = \"5s\""),
+        ("queue.max_calls=7", "max_calls_per_key = 7"),
+        ("queue.max_bytes=64KiB", "max_body = \"64KiB\""),
+    ] {
+        let config = from_all("", &[], &[text]).unwrap();
+        assert!(config.to_toml().contains(shown), "{text}");
+        assert_eq!(from_file(&config.to_toml()).unwrap(), config);
+    }
+}
