@@ -100,7 +100,7 @@ pub fn validate(
 pub fn app(query: &str) -> Option<u64> {
     parameters(query)
         .find(|(name, ..)| *name == "sdkappid")
-        .and_then(|(_, value, _)| value.parse().ok())
+        .and_then(|(_, value, _)| digits(value))
 }
 
 fn target(command: &Command, app: u64, body: &Object<'_>) -> Target {
@@ -165,7 +165,7 @@ impl Query {
         let Some((app, sdkappid)) = sdkappid.filter(|(value, _)| !value.is_empty()) else {
             return Err(Refusal::invalid(error::NO_APP, "the URL has no sdkappid"));
         };
-        let Ok(app) = app.parse() else {
+        let Some(app) = digits(app) else {
             return Err(Refusal::invalid(
                 error::BAD_APP,
                 "sdkappid in the URL is not a number",
@@ -183,7 +183,10 @@ impl Query {
                 "usersig in the URL is missing or empty",
             ));
         };
-        if random.as_ref().is_some_and(|(value, _)| !is_u32(value)) {
+        if random
+            .as_ref()
+            .is_some_and(|(value, _)| digits::<u32>(value).is_none())
+        {
             return Err(Refusal::invalid(
                 error::BAD_REQUEST,
                 "random in the URL is not an integer from 0 to 4294967295; it may be left out",
@@ -251,8 +254,10 @@ fn parameters(query: &str) -> impl Iterator<Item = (&str, &str, Range<usize>)> {
     })
 }
 
-fn is_u32(text: &str) -> bool {
-    text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u32>().is_ok()
+/// A number as people write it: `parse` would take a sign as well.
+fn digits<N: std::str::FromStr>(text: &str) -> Option<N> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| plain)
 }
 
 #[cfg(test)]
@@ -368,6 +373,7 @@ mod tests {
             ("sdkappid=&identifier=a&usersig=s", 60012),
             ("sdkappid=x&identifier=a&usersig=s", 60006),
             ("sdkappid=-1&identifier=a&usersig=s", 60006),
+            ("sdkappid=+1&identifier=a&usersig=s", 60006),
             ("sdkappid=1&usersig=s", 60004),
             ("sdkappid=1&identifier=&usersig=s", 60004),
             ("sdkappid=1&identifier=a", 70002),

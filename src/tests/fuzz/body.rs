@@ -72,6 +72,7 @@ fn attempt(command: &'static Command, body: &[u8]) -> Result<Call, Refusal> {
     };
     let now = clock::now();
     let terms = Terms {
+        caller: chat_gateway::call::Caller::Local,
         received: now,
         deadline: now,
         travels: Travels::Together,

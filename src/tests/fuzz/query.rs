@@ -40,6 +40,7 @@ fn attempt(target: PathAndQuery) -> Result<Call, Refusal> {
     };
     let now = clock::now();
     let terms = Terms {
+        caller: chat_gateway::call::Caller::Local,
         received: now,
         deadline: now,
         travels: Travels::Together,

@@ -88,6 +88,7 @@ impl Sender {
         };
         let now = clock::now();
         let terms = Terms {
+            caller: chat_gateway::call::Caller::Local,
             received: now,
             deadline: now,
             travels: Travels::Together,
