@@ -142,9 +142,8 @@ impl Lanes {
         let (seat, answer) = self.enter(key, call, slots)?;
         tokio::select! {
             biased;
-            answer = answer => answer.map_err(|_| {
-                unreachable!("a lane answers every call that it takes from its queue")
-            }),
+            // Without an answer only if the task of the lane has panicked.
+            answer = answer => answer.map_err(|_| unanswered().into()),
             () = clock::sleep_until(deadline) => Err(seat.too_late()),
         }
     }
@@ -272,6 +271,16 @@ impl Lanes {
             state: Mutex::new(state),
             front_left: Notify::new(),
         })
+    }
+
+    /// Removes the lane whose task has panicked: whoever waits in it hears so at once, and whoever
+    /// comes next gets a lane that is served.
+    fn abandon(&self, lane: &Lane) {
+        let mut shard = self.by_key.lock(&lane.key);
+        shard.remove(&lane.key);
+        let mut state = lane.state.lock();
+        state.under_way = None;
+        state.queue = Waiting::new(self.order, Counting::Calls);
     }
 
     /// Removes the lane if nobody waits in it.

@@ -24,6 +24,10 @@ use tower::ServiceExt as _;
 
 /// Serves `lane` until nobody waits in it.
 pub(super) async fn run(lanes: Arc<Lanes>, lane: Arc<Lane>) {
+    let _served = Served {
+        lanes: &lanes,
+        lane: &lane,
+    };
     loop {
         let Some(scopes) = next(&lanes, &lane) else {
             if lanes.retire(&lane) {
@@ -39,6 +43,20 @@ pub(super) async fn run(lanes: Arc<Lanes>, lane: Arc<Lane>) {
         };
         if let Some(outbound) = depart(&lanes, &lane, permit) {
             arrive(&lanes, &lane, outbound).await;
+        }
+    }
+}
+
+/// Says that the lane is served. If that ends by a panic, nobody is left waiting in it.
+struct Served<'a> {
+    lanes: &'a Lanes,
+    lane: &'a Lane,
+}
+
+impl Drop for Served<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.lanes.abandon(self.lane);
         }
     }
 }
@@ -170,4 +188,73 @@ fn request(batch: &Batch<Ticket>) -> (Arc<Head>, Bytes) {
         }),
         fold.body(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use hyper_util::client::legacy::connect::HttpConnector;
+
+    use super::*;
+    use crate::{
+        call::{Caller, QuotaClass, Travels},
+        catalogue::group_attributes,
+        clock,
+        config::Config,
+        metrics::Metrics,
+        serve::Core,
+        validate::{Terms, validate},
+    };
+
+    fn call() -> Call {
+        let command = &group_attributes::SET;
+        let query = "sdkappid=1&identifier=a&usersig=s&random=1&contenttype=json";
+        let head = Head {
+            method: Method::POST,
+            target: format!("{}?{query}", command.path).parse().unwrap(),
+            headers: HeaderMap::new(),
+        };
+        let received = clock::now();
+        let terms = Terms {
+            caller: Caller::Local,
+            received,
+            deadline: received + Duration::from_secs(30),
+            travels: Travels::Together,
+            random: 1,
+        };
+        let body = r#"{"GroupId":"g","GroupAttr":[{"key":"k","value":"v"}]}"#;
+        validate(command, head, body.into(), terms).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_should_be_left_waiting_in_a_lane_whose_task_panicked() {
+        // The windows start as spent, so that the call waits.
+        let core = Core::new(
+            &Config::default(),
+            HttpConnector::new(),
+            Arc::new(Metrics::new()),
+        );
+        let lanes = core.lanes.clone();
+        let waiting = tokio::spawn({
+            let lanes = lanes.clone();
+            async move { lanes.submit(QuotaClass::GroupAttributes, call()).await }
+        });
+        clock::sleep(Duration::from_millis(1)).await;
+        let lane = lanes.live().pop().expect("somebody waits");
+        let panicked = tokio::spawn({
+            let (lanes, lane) = (lanes.clone(), lane.clone());
+            async move {
+                let _served = Served {
+                    lanes: &lanes,
+                    lane: &lane,
+                };
+                panic!("as a bug would");
+            }
+        });
+        assert!(panicked.await.is_err());
+        let answer = waiting.await.expect("the caller's task goes on");
+        assert_eq!(answer.expect_err("no answer").refusal.code, 60008);
+        assert!(lanes.live().is_empty());
+    }
 }
