@@ -18,7 +18,7 @@ use crate::{
     error::{self, Reason, Refusal},
     lane::{self, Lanes, NoAnswer},
     metrics::{Metrics, Outcome},
-    quota::local::{Ahead, Scopes},
+    quota::scopes::{Ahead, Scopes},
     reads::Reads,
     refused::RefusedCredentials,
     shutdown::{Lifecycle, Phase},

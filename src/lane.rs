@@ -27,7 +27,11 @@ use crate::{
     config::{Config, Count, Order},
     error::{self, Reason, Refusal},
     metrics::Metrics,
-    quota::local::{CommandSlots, Forecast, Limiting, Quota, Scopes, Slots, View as WindowView},
+    quota::{
+        local::Quota,
+        scopes::{Forecast, Limiting, Scopes},
+        slots::{CommandSlots, Slots, View as WindowView},
+    },
     sharded::{Sharded, give_back_memory},
     upstream::{
         Failure, Upstream,

@@ -16,10 +16,7 @@ use crate::{
     call::{QuotaClass, Reply},
     catalogue::{COMMANDS, Command, OTHER},
     lane::room::Room,
-    quota::{
-        caution::Profile,
-        local::{Quota, Refused},
-    },
+    quota::{caution::Profile, local::Quota, scopes::Refused},
     upstream::Failure,
 };
 

@@ -4,8 +4,8 @@
 //! undercuts, [`rest`] the pause after a refusal, [`caution`] what is left unused after refusals
 //! that our own count cannot explain.
 //!
-//! Not pure: [`local`] keeps the windows of this process and waits for free slots, [`permit`] is
-//! what it hands out, [`class`] is the profile that all windows of a quota share, [`spacing`]
+//! Not pure: [`local`] keeps the windows of this process, [`slots`] is one of them with those who
+//! wait for it, [`scopes`] takes all that count an attempt together, [`permit`] is what it gives, [`class`] is the profile that all windows of a quota share, [`spacing`]
 //! spaces calls by governor, [`journal`] is the state file by which windows outlive the process.
 
 pub mod caution;
@@ -15,5 +15,7 @@ pub mod journal;
 pub mod local;
 pub mod permit;
 pub mod rest;
+pub mod scopes;
+pub mod slots;
 pub mod spacing;
 pub mod window;

@@ -26,7 +26,7 @@ use crate::{
     catalogue::{Command, OTHER},
     config::Config,
     metrics::Metrics,
-    quota::{floor::RttFloor, local::Scopes, permit::Permit},
+    quota::{floor::RttFloor, permit::Permit, scopes::Scopes},
 };
 use breaker::Breaker;
 use client::Attempt;

@@ -180,16 +180,16 @@ pub(super) fn millis(duration: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{call::Target, quota::local};
+    use crate::{call::Target, quota::slots};
 
     #[test]
     fn a_key_should_show_few_of_many_slots_and_count_them_all() {
         let now = clock::now();
-        let slots = local::View {
+        let window = slots::View {
             free: 0,
             in_flight: 1,
             cooling: vec![now + Duration::from_millis(250); 999],
-            ..local::View::default()
+            ..slots::View::default()
         };
         let view = View {
             calls: 3,
@@ -197,7 +197,7 @@ mod tests {
             batches: 2,
             oldest_wait: Duration::from_millis(5),
             under_way: None,
-            slots,
+            slots: window,
             limit: 1_000,
         };
         let target = Target {

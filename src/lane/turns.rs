@@ -33,7 +33,7 @@ use super::{
 use crate::{
     call::{Call, Caller},
     catalogue::Command,
-    quota::local::Ahead,
+    quota::scopes::Ahead,
 };
 
 /// Calls that leave by turns.

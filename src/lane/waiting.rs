@@ -10,7 +10,7 @@ use crate::{
     call::{Call, Caller},
     catalogue::Command,
     config::Order,
-    quota::local::Ahead,
+    quota::scopes::Ahead,
 };
 
 /// Calls in the order in which they leave.

@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     call::{Call, Head},
-    quota::local::Scopes,
     quota::permit::Permit,
+    quota::scopes::Scopes,
     upstream::{
         Outbound, meter,
         trip::{Answer, Seat, Trip},

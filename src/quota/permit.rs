@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     journal::{self, record::Event},
-    local::{CommandSlots, Scopes},
+    scopes::Scopes,
+    slots::CommandSlots,
     window::{Next, Pace, Window},
 };
 use crate::clock::{self, Instant};

@@ -20,7 +20,7 @@ use crate::{
     call::Reply,
     clock,
     metrics::Metrics,
-    quota::{floor::RttFloor, local::Scopes, permit::Permit},
+    quota::{floor::RttFloor, permit::Permit, scopes::Scopes},
 };
 
 /// Gives each attempt the breaker's leave and a permit, sends it and settles both.

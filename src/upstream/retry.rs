@@ -17,7 +17,7 @@ use crate::{
     catalogue::{Action, Command, Repeat},
     clock, config,
     metrics::Metrics,
-    quota::local::{Ahead, Refused},
+    quota::scopes::{Ahead, Refused},
 };
 
 /// What an outcome means for the next step.
