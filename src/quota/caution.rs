@@ -9,6 +9,8 @@
 //!   there means that: the key leaves him one more slot of each window, and asks for it back soon;
 //!   and the class steps up again as soon as he is gone.
 //!
+//! A refusal of a call that was nearly alone in its window is neither: it only makes the key rest.
+//!
 //! Nothing here reads a clock: `now` comes in as an argument.
 
 use std::time::Duration;
@@ -159,6 +161,12 @@ impl Stepping {
     }
 }
 
+/// Whether a call was refused beside so few `others` of ours in its window that no way of counting
+/// explains it: then the key rests, and nothing is learnt about how the upstream counts.
+pub fn is_nearly_alone(others: u32, limit: u32) -> bool {
+    others < 2 && limit > 2
+}
+
 /// What one key leaves to another spender.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Left {
@@ -253,6 +261,12 @@ mod tests {
             Some(Profile::Exact)
         );
         assert!(!stepping.another_spends());
+    }
+
+    #[test]
+    fn one_or_two_calls_of_a_larger_limit_should_be_nearly_alone() {
+        assert!(is_nearly_alone(0, 5) && is_nearly_alone(1, 5));
+        assert!(!is_nearly_alone(2, 5) && !is_nearly_alone(0, 2) && !is_nearly_alone(0, 1));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{
-    caution::{Consequence, Left, Profile},
+    caution::{self, Consequence, Left, Profile},
     class::Class,
     journal::Page,
     rest::Rest,
@@ -177,10 +177,14 @@ impl Slots {
 
     /// The upstream refused a call that was sent at `sent_at`.
     pub(super) fn refused(&self, sent_at: Instant, now: Instant) {
-        let consequence = self.class.refused(sent_at, now);
         self.change(|state| {
             state.rest.refused(now, &self.pace);
-            if consequence == Consequence::AnotherSpends {
+            // The refused call holds its own slot still.
+            let others = state.window.busy(now).saturating_sub(1);
+            if caution::is_nearly_alone(others, self.pace.limit) {
+                return;
+            }
+            if self.class.refused(sent_at, now) == Consequence::AnotherSpends {
                 state.left.refused(sent_at, now);
             }
         });

@@ -105,7 +105,7 @@ impl Window {
         while self.cooling.front().is_some_and(|&at| at <= now) {
             self.cooling.pop_front();
         }
-        self.limit.saturating_sub(self.busy())
+        self.limit.saturating_sub(self.held())
     }
 
     /// Takes `slots` together, or none and says so.
@@ -136,7 +136,7 @@ impl Window {
         if slots <= self.free(now) {
             return Next::Now;
         }
-        let missing = (self.busy() + slots - self.limit) as usize;
+        let missing = (self.held() + slots - self.limit) as usize;
         self.cooling
             .get(missing - 1)
             .map_or(Next::WhenSettled, |&at| Next::At(at))
@@ -159,8 +159,7 @@ impl Window {
 
     /// Nothing is in flight and nothing cools, so that forgetting the key changes no answer.
     pub fn is_idle(&mut self, now: Instant) -> bool {
-        self.free(now);
-        self.busy() == 0
+        self.busy(now) == 0
     }
 
     /// When a call that takes `slots`, behind calls that take `ahead`, can be sent at the
@@ -189,7 +188,13 @@ impl Window {
         first_use + (pace.period() + service) * rounds
     }
 
-    fn busy(&self) -> u32 {
+    /// Slots that are in flight or cooling at `now`.
+    pub fn busy(&mut self, now: Instant) -> u32 {
+        self.free(now);
+        self.held()
+    }
+
+    fn held(&self) -> u32 {
         self.in_flight + u32::try_from(self.cooling.len()).expect("at most `limit` slots cool")
     }
 }

@@ -7,7 +7,7 @@ use chat_gateway::{
     call::QuotaClass,
     clock::{self, Instant},
     quota::caution::Profile,
-    simulate::{Arrival, CounterTest, Limit, QuotaKey, Settings, WindowKind},
+    simulate::{Arrival, CounterTest, Fault, Limit, QuotaKey, Script, Settings, WindowKind},
 };
 use serde_json::json;
 
@@ -151,6 +151,29 @@ async fn windows_that_forbid_bursts_should_be_met_within_three_refusals() {
             assert!(rate >= least, "{rate} a second by {window:?}, seed {seed}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_of_a_call_that_was_nearly_alone_should_not_be_blamed_on_bursts() {
+    // Whatever the upstream counts by, it does not refuse the first or second call of a window.
+    let world = World::new(World::upstream(5, 0, 1), &[]);
+    for group in 0..10 {
+        world.simulator.script(Script {
+            faults: vec![Fault::Code(10049); 2],
+            ..Script::default()
+        });
+        let path = format!("{ATTRIBUTES}set_group_attr");
+        let heard = world
+            .post(&path, &attribute(&group.to_string(), "k", "v"))
+            .await;
+        assert_eq!((heard.code(), heard.attempts()), (0, 3));
+    }
+    let class = world
+        .core
+        .lanes
+        .quota
+        .class(Some(QuotaClass::GroupAttributes));
+    assert_eq!(class.profile(), Profile::Exact);
 }
 
 #[tokio::test(start_paused = true)]
