@@ -11,8 +11,9 @@ use http::{HeaderMap, HeaderValue, Request, Response, header};
 use tower::ServiceExt as _;
 
 use crate::{
+    admission,
     call::{Call, Caller, Head, Reply, Travels},
-    catalogue::{self, OTHER},
+    catalogue::{self, Command, OTHER},
     clock::{self, Instant},
     config::{Config, StatusCodes},
     error::{self, Reason, Refusal},
@@ -82,7 +83,7 @@ impl Gateway {
         };
         let served = tokio::select! {
             biased;
-            served = async { self.serve(caller, request, body.await?, received).await } => served,
+            served = async { self.serve(caller, command, request, body.await?, received).await } => served,
             () = self.lifecycle.reached(Phase::Expired) => Err(draining().into()),
         };
         let (outcome, facts, mut response) = self.render(command.is_some(), served);
@@ -103,6 +104,7 @@ impl Gateway {
     async fn serve(
         &self,
         caller: Caller,
+        command: Option<&'static Command>,
         request: Request<()>,
         body: Bytes,
         received: Instant,
@@ -130,7 +132,7 @@ impl Gateway {
             target,
             headers,
         };
-        let Some(command) = catalogue::find(head.target.path()) else {
+        let Some(command) = command else {
             return self.pass_through(head, body, deadline).await;
         };
         let travels = if self.merge && wishes.merge {
@@ -213,7 +215,7 @@ impl Gateway {
     /// One call through the stack. It owns all that it needs, so that it can outlive its caller.
     fn send(
         &self,
-        command: Option<&'static catalogue::Command>,
+        command: Option<&'static Command>,
         head: Arc<Head>,
         body: Bytes,
         scopes: Scopes,
@@ -270,9 +272,9 @@ impl Gateway {
     fn too_late(&self, trip: &Trip) -> NoAnswer {
         let facts = trip.facts();
         let refusal = if trip.found_nobody() {
-            lane::unreachable_upstream()
+            admission::unreachable_upstream()
         } else if facts.attempts > 0 {
-            lane::unanswered()
+            admission::unanswered()
         } else if self
             .lanes
             .upstream
@@ -280,9 +282,9 @@ impl Gateway {
             .next_probe(clock::now())
             .is_some()
         {
-            lane::unreachable_upstream()
+            admission::unreachable_upstream()
         } else {
-            lane::too_late(error::API_LIMIT.into(), Duration::from_secs(1))
+            admission::too_late(error::API_LIMIT.into(), Duration::from_secs(1))
         };
         NoAnswer {
             refusal,
@@ -290,29 +292,17 @@ impl Gateway {
         }
     }
 
-    /// Refuses at once what cannot be served in time.
+    /// Refuses at once what cannot be served in time, of calls that wait for no key.
     fn admit(&self, scopes: &Scopes, deadline: Instant) -> Result<(), Refusal> {
         let now = clock::now();
         let upstream = &self.lanes.upstream;
-        if upstream
-            .breaker
-            .next_probe(now)
-            .is_some_and(|probe| probe > deadline)
-        {
-            return Err(lane::unreachable_upstream());
-        }
-        let service = upstream.service_time.get();
-        let at = scopes.forecast(now, Ahead::default(), service).at;
-        // One that need not wait is tried, however little time there is.
-        if at > now && at + service > deadline {
-            return Err(lane::too_long(error::API_LIMIT.into(), at - now));
-        }
-        Ok(())
+        let forecast = scopes.forecast(now, Ahead::default(), upstream.service_time.get());
+        admission::admit(upstream, None, forecast, now, deadline)
     }
 
     fn place(&self, bytes: usize) -> Result<lane::room::Place, Refusal> {
         let place = self.lanes.room.enter(None, bytes);
-        place.map_err(|full| lane::no_room(error::API_LIMIT.into(), full))
+        place.map_err(|full| admission::no_room(error::API_LIMIT.into(), full))
     }
 
     fn render(
@@ -330,7 +320,7 @@ impl Gateway {
             Ok(Answer {
                 result: Err(failure),
                 facts,
-            }) => (lane::failed(&failure), Some(facts)),
+            }) => (admission::failed(&failure), Some(facts)),
             Err(NoAnswer { refusal, facts }) => (refusal, facts),
         };
         let outcome = match refusal.reason {

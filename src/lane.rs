@@ -21,25 +21,26 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use crate::{
+    admission,
     call::{Call, Caller, LaneKey, QuotaClass},
     catalogue::Command,
     clock::{self, Instant},
     config::{Config, Count, Order},
-    error::{self, Reason, Refusal},
+    error::Refusal,
     metrics::Metrics,
     quota::{
         local::Quota,
-        scopes::{Forecast, Limiting, Scopes},
+        scopes::{Forecast, Scopes},
         slots::{CommandSlots, Slots, View as WindowView},
     },
     sharded::{Sharded, give_back_memory},
     upstream::{
-        Failure, Upstream,
+        Upstream,
         trip::{Answer, Facts, Trip},
     },
 };
 use queue::Counting;
-use room::{Full, Place, Room};
+use room::{Place, Room};
 use waiting::Waiting;
 
 /// Every lane of this process.
@@ -147,7 +148,7 @@ impl Lanes {
         tokio::select! {
             biased;
             // Without an answer only if the task of the lane has panicked.
-            answer = answer => answer.map_err(|_| unanswered().into()),
+            answer = answer => answer.map_err(|_| admission::unanswered().into()),
             () = clock::sleep_until(deadline) => Err(seat.too_late()),
         }
     }
@@ -176,19 +177,28 @@ impl Lanes {
         let place = self
             .room
             .enter(Some(class), call.body.len())
-            .map_err(|full| no_room(class.refusal(), full))?;
+            .map_err(|full| admission::no_room(class.refusal(), full))?;
         let mut shard = self.by_key.lock(&key);
         let lane = shard.get(&key).cloned();
         let is_new = lane.is_none();
         let lane = lane.unwrap_or_else(|| self.lane(key));
         let mut state = lane.state.lock();
         if let Some(full) = state.queue.full(&call.caller, self.max_calls_per_key) {
-            let mut refusal = no_room(class.refusal(), full);
+            let mut refusal = admission::no_room(class.refusal(), full);
             refusal.retry_after =
                 Some(self.forecast(&lane, &mut state, &call, slots).at - clock::now());
             return Err(refusal);
         }
-        self.admit(&lane, &mut state, &call, slots)?;
+        // What is admitted may still have to leave at its deadline, if callers take turns and others
+        // come later.
+        let forecast = self.forecast(&lane, &mut state, &call, slots);
+        admission::admit(
+            &self.upstream,
+            Some(class),
+            forecast,
+            clock::now(),
+            call.deadline,
+        )?;
         let (answer, receiver) = oneshot::channel();
         let ticket = Ticket {
             answer,
@@ -211,33 +221,6 @@ impl Lanes {
             },
             receiver,
         ))
-    }
-
-    /// Refuses at once what cannot be served in time. What was admitted may still have to leave at
-    /// its deadline, if callers take turns and others have come since.
-    fn admit(
-        &self,
-        lane: &Lane,
-        state: &mut State,
-        call: &Call,
-        slots: u32,
-    ) -> Result<(), Refusal> {
-        let now = clock::now();
-        if let Some(probe) = self.upstream.breaker.next_probe(now)
-            && probe > call.deadline
-        {
-            return Err(unreachable_upstream());
-        }
-        let forecast = self.forecast(lane, state, call, slots);
-        let finish = forecast.at + self.upstream.service_time.get();
-        if finish <= call.deadline {
-            return Ok(());
-        }
-        let code = match forecast.limiting {
-            Limiting::Key => lane.key.class.refusal(),
-            Limiting::Command => error::API_LIMIT.into(),
-        };
-        Err(too_long(code, forecast.at - now))
     }
 
     fn forecast(&self, lane: &Lane, state: &mut State, call: &Call, slots: u32) -> Forecast {
@@ -321,25 +304,23 @@ impl Seat<'_> {
                     .next_probe(clock::now())
                     .is_some()
                 {
-                    return unreachable_upstream().into();
+                    return admission::unreachable_upstream().into();
                 }
                 let scopes = self.lanes.scopes(&self.lane, &job.call, job.slots);
-                let code = match scopes.limiting(clock::now()) {
-                    Limiting::Key => self.lane.key.class.refusal(),
-                    Limiting::Command => error::API_LIMIT.into(),
-                };
+                let limiting = scopes.limiting(clock::now());
+                let code = admission::code(limiting, Some(self.lane.key.class));
                 let mut state = self.lane.state.lock();
                 let next = self
                     .lanes
                     .forecast(&self.lane, &mut state, &job.call, job.slots)
                     .at;
-                too_late(code, next.saturating_duration_since(clock::now())).into()
+                admission::too_late(code, next.saturating_duration_since(clock::now())).into()
             }
             None => {
                 let trip = self.lane.state.lock().under_way.clone();
                 let refusal = match &trip {
-                    Some(trip) if trip.found_nobody() => unreachable_upstream(),
-                    _ => unanswered(),
+                    Some(trip) if trip.found_nobody() => admission::unreachable_upstream(),
+                    _ => admission::unanswered(),
                 };
                 NoAnswer {
                     refusal,
@@ -429,73 +410,4 @@ impl View {
             limit,
         }
     }
-}
-
-/// There is no room to wait.
-pub fn no_room(code: i64, full: Full) -> Refusal {
-    let why = match full {
-        Full::Calls => "queue.max_calls calls wait already",
-        Full::Bytes => "queue.max_bytes bytes wait already",
-        Full::Key => "queue.max_calls_per_key calls wait for this key already",
-        Full::Share => {
-            "the caller has as many calls waiting for this key as queue.max_calls_per_key leaves \
-             free for others"
-        }
-    };
-    let mut refusal = Refusal::new(Reason::QueueFull, narrow(code), format!("{why}: try later"));
-    refusal.retry_after = Some(Duration::from_secs(1));
-    refusal
-}
-
-/// A call that would have to wait for `wait`, beyond its deadline.
-pub fn too_long(code: i64, wait: Duration) -> Refusal {
-    let info = format!(
-        "the quota has no room before the deadline: the wait is {:.1} s",
-        wait.as_secs_f64()
-    );
-    let mut refusal = Refusal::new(Reason::Deadline, narrow(code), info);
-    refusal.retry_after = Some(wait);
-    refusal
-}
-
-/// A call whose deadline has come while it waited.
-pub fn too_late(code: i64, wait: Duration) -> Refusal {
-    let info = "the deadline has come while the call waited for quota";
-    let mut refusal = Refusal::new(Reason::Deadline, narrow(code), info);
-    refusal.retry_after = Some(wait.max(Duration::from_millis(1)));
-    refusal
-}
-
-/// The upstream cannot be reached and will not be tried before the deadline.
-pub fn unreachable_upstream() -> Refusal {
-    Refusal::new(
-        Reason::UpstreamUnreachable,
-        error::SERVICE_TIMEOUT,
-        "the upstream cannot be reached; the call was not sent",
-    )
-}
-
-/// The deadline has come while the call was at the upstream.
-pub fn unanswered() -> Refusal {
-    Refusal::new(
-        Reason::UpstreamTimeout,
-        error::SERVICE_TIMEOUT,
-        "the upstream has not answered before the deadline; the call may have taken effect",
-    )
-}
-
-/// What a caller is told of a failure.
-pub fn failed(failure: &Failure) -> Refusal {
-    let reason = match failure {
-        Failure::Unreachable(_) | Failure::Lost(_) => Reason::UpstreamUnreachable,
-        Failure::TimedOut(_) => Reason::UpstreamTimeout,
-        Failure::NoPermit => {
-            return too_late(error::API_LIMIT.into(), Duration::from_secs(1));
-        }
-    };
-    Refusal::new(reason, error::SERVICE_TIMEOUT, failure.to_string())
-}
-
-fn narrow(code: i64) -> i32 {
-    i32::try_from(code).expect("our own codes have five digits")
 }

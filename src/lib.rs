@@ -29,6 +29,7 @@ pub mod catalogue;
 pub mod json;
 pub mod validate;
 
+pub mod admission;
 pub mod gateway;
 pub mod ingress;
 pub mod reads;

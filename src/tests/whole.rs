@@ -519,6 +519,30 @@ async fn what_cannot_be_served_in_time_should_be_refused_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_need_not_wait_should_be_tried_however_little_time_it_has() {
+    // The quota has room: that the upstream is slow is no reason to speak of the quota.
+    let world = World::new(World::upstream(800, 0, 1), &[]);
+    for (path, body) in [
+        (set(), attribute("g", "k", "v")),
+        ("/v4/openim/sendmsg".to_owned(), "{}".to_owned()),
+    ] {
+        assert_eq!(world.post(&path, &body).await.code(), 0);
+        let hurried = [("x-chat-gateway-timeout", "500ms")];
+        let heard = world.post_with(&path, &body, &hurried).await;
+        assert_eq!(
+            (heard.code(), heard.reason()),
+            (60008, "upstream-timeout"),
+            "{path}"
+        );
+        assert_eq!(
+            (heard.attempts(), heard.took.as_millis()),
+            (1, 500),
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_should_be_answered_by_its_deadline_whatever_the_upstream_does() {
     let world = World::new(World::upstream(2, 0, 1), &[]);
     world.script(&[Fault::Hang; 20]);
