@@ -275,7 +275,15 @@ mod tests {
     const BODY: &str = r#"{"GroupId":"g","GroupAttr":[{"key":"k","value":"v"}]}"#;
 
     fn call(method: Method, query: &str, body: &str) -> Result<Call, Refusal> {
-        let command = &group_attributes::SET;
+        call_of(&group_attributes::SET, method, query, body)
+    }
+
+    fn call_of(
+        command: &'static Command,
+        method: Method,
+        query: &str,
+        body: &str,
+    ) -> Result<Call, Refusal> {
         let head = Head {
             method,
             target: format!("{}?{query}", command.path).parse().unwrap(),
@@ -438,20 +446,7 @@ mod tests {
             let body = format!(
                 r#"{{"GroupId":"g","MsgSeq":5,"OperateType":{operate},"ExtensionList":[{list}]}}"#
             );
-            let head = Head {
-                method: Method::POST,
-                target: format!("{}?{GOOD}", command.path).parse().unwrap(),
-                headers: HeaderMap::new(),
-            };
-            let now = clock::now();
-            let terms = Terms {
-                caller: Caller::Local,
-                received: now,
-                deadline: now,
-                travels: Travels::Together,
-                random: 0,
-            };
-            let call = validate(command, head, body.into(), terms).unwrap();
+            let call = call_of(command, Method::POST, GOOD, &body).unwrap();
             assert_eq!(call.pairs, expected);
             assert_eq!(call.target.message, Some(5));
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, header};
+use tower::ServiceExt as _;
 
 use super::{
     Lane, Lanes, Ticket,
@@ -12,15 +13,12 @@ use super::{
 };
 use crate::{
     call::{Call, Head},
-    quota::permit::Permit,
-    quota::scopes::Scopes,
+    quota::{permit::Permit, scopes::Scopes},
     upstream::{
         Outbound, meter,
         trip::{Answer, Seat, Trip},
     },
 };
-
-use tower::ServiceExt as _;
 
 /// Serves `lane` until nobody waits in it.
 pub(super) async fn run(lanes: Arc<Lanes>, lane: Arc<Lane>) {
@@ -198,33 +196,22 @@ mod tests {
 
     use super::*;
     use crate::{
-        call::{Caller, QuotaClass, Travels},
+        call::{QuotaClass, Travels},
         catalogue::group_attributes,
         clock,
         config::Config,
+        lane::merge::tests::sample::{QUERY, call_with},
         metrics::Metrics,
         serve::Core,
-        validate::{Terms, validate},
     };
 
     fn call() -> Call {
-        let command = &group_attributes::SET;
-        let query = "sdkappid=1&identifier=a&usersig=s&random=1&contenttype=json";
-        let head = Head {
-            method: Method::POST,
-            target: format!("{}?{query}", command.path).parse().unwrap(),
-            headers: HeaderMap::new(),
-        };
-        let received = clock::now();
-        let terms = Terms {
-            caller: Caller::Local,
-            received,
-            deadline: received + Duration::from_secs(30),
-            travels: Travels::Together,
-            random: 1,
-        };
         let body = r#"{"GroupId":"g","GroupAttr":[{"key":"k","value":"v"}]}"#;
-        validate(command, head, body.into(), terms).unwrap()
+        let call = call_with(&group_attributes::SET, QUERY, body, Travels::Together);
+        Call {
+            deadline: clock::now() + Duration::from_secs(30),
+            ..call
+        }
     }
 
     #[tokio::test(start_paused = true)]
