@@ -44,6 +44,7 @@ pub mod admin;
 pub mod metrics;
 pub mod serve;
 pub mod shutdown;
+pub mod watch;
 
 pub mod demo;
 pub mod simulate;

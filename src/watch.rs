@@ -1,0 +1,177 @@
+//! Files that change while the gateway runs: certificates, keys, settings.
+//!
+//! Looked at once a second rather than by inotify: that sees through every symbolic link on the way
+//! (Kubernetes replaces a mounted volume by turning the link `..data` to another folder), works on
+//! every file system, and needs no descriptors that could run out.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::clock;
+
+/// How often files are looked at. A change is told after two looks that saw the same, so that a
+/// file that is being written, or one of two that belong together, is not read half-way.
+pub const EVERY: Duration = Duration::from_secs(1);
+
+/// Follows what is at some paths, whatever links lead there. What is there when it is made counts
+/// as known: make it before reading the files, and no change is missed.
+#[derive(Debug)]
+pub struct Watch {
+    paths: Arc<[PathBuf]>,
+    known: Vec<Option<Stamp>>,
+}
+
+/// What tells one content of a path from another, without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    /// Set by the kernel, so that no tool that keeps the time of modification hides a change.
+    changed: (i64, i64),
+}
+
+impl Watch {
+    /// Follows these paths, of which some may have nothing yet.
+    pub fn new(paths: impl IntoIterator<Item = PathBuf>) -> Watch {
+        let paths: Arc<[PathBuf]> = paths.into_iter().collect();
+        let known = stamps(&paths);
+        Watch { paths, known }
+    }
+
+    /// Waits until something else is at one of the paths, and has been for [`EVERY`]. What was
+    /// removed is no change until something is there again. Cancel safe: a change that was not told
+    /// is told by the next call.
+    pub async fn changed(&mut self) {
+        let mut before = self.known.clone();
+        loop {
+            clock::sleep(EVERY).await;
+            let paths = self.paths.clone();
+            // A file system that hangs must not take a thread that serves calls.
+            let Ok(now) = tokio::task::spawn_blocking(move || stamps(&paths)).await else {
+                continue;
+            };
+            let settled = now == before;
+            before.clone_from(&now);
+            if settled && now != self.known && now.iter().all(Option::is_some) {
+                self.known = now;
+                return;
+            }
+        }
+    }
+}
+
+fn stamps(paths: &[PathBuf]) -> Vec<Option<Stamp>> {
+    paths.iter().map(|path| stamp(path)).collect()
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let found = fs::metadata(path).ok()?;
+    Some(Stamp {
+        device: found.dev(),
+        inode: found.ino(),
+        size: found.size(),
+        modified: (found.mtime(), found.mtime_nsec()),
+        changed: (found.ctime(), found.ctime_nsec()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// Whether a change is told within `time`.
+    async fn told(watch: &mut Watch, time: Duration) -> bool {
+        tokio::select! {
+            biased;
+            () = watch.changed() => true,
+            () = clock::sleep(time) => false,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_way_of_changing_a_file_should_be_told_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "one").unwrap();
+        let mut watch = Watch::new([path.clone()]);
+        assert!(!told(&mut watch, 5 * EVERY).await, "it has not changed");
+        let in_place = || fs::write(&path, "another").unwrap();
+        let renamed = || {
+            let beside = folder.path().join("beside");
+            fs::write(&beside, "another").unwrap();
+            fs::rename(&beside, &path).unwrap();
+        };
+        let removed_and_made = || {
+            fs::remove_file(&path).unwrap();
+            fs::write(&path, "again").unwrap();
+        };
+        for change in [&in_place as &dyn Fn(), &renamed, &removed_and_made] {
+            change();
+            assert!(told(&mut watch, 3 * EVERY).await);
+            assert!(!told(&mut watch, 5 * EVERY).await, "once");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_volume_of_kubernetes_should_be_followed_through_its_links() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let version = |name: &str, text: &str| {
+            fs::create_dir(at(name)).unwrap();
+            fs::write(at(name).join("tls.crt"), text).unwrap();
+        };
+        // What the kubelet makes: tls.crt -> ..data/tls.crt, ..data -> ..2026_01.
+        version("..2026_01", "one");
+        symlink("..2026_01", at("..data")).unwrap();
+        symlink("..data/tls.crt", at("tls.crt")).unwrap();
+        let mut watch = Watch::new([at("tls.crt")]);
+        version("..2026_02", "two");
+        assert!(!told(&mut watch, 5 * EVERY).await, "the link stands still");
+        symlink("..2026_02", at("..data_tmp")).unwrap();
+        fs::rename(at("..data_tmp"), at("..data")).unwrap();
+        fs::remove_dir_all(at("..2026_01")).unwrap();
+        assert!(told(&mut watch, 3 * EVERY).await);
+        assert_eq!(fs::read_to_string(at("tls.crt")).unwrap(), "two");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn files_that_belong_together_should_be_told_together_and_when_they_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = ["cert", "key"].map(|name| folder.path().join(name));
+        let mut watch = Watch::new(paths.clone());
+        fs::write(&paths[0], "cert").unwrap();
+        assert!(!told(&mut watch, 5 * EVERY).await, "the other is missing");
+        let writer = tokio::spawn(async move {
+            for n in 0..10 {
+                fs::write(&paths[1], "x".repeat(n)).unwrap();
+                clock::sleep(EVERY / 2).await;
+            }
+            clock::now()
+        });
+        watch.changed().await;
+        let told_at = clock::now();
+        assert!(told_at >= writer.await.unwrap(), "while it was written");
+        assert!(!told(&mut watch, 5 * EVERY).await, "once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_that_nobody_waited_for_should_be_told_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "one").unwrap();
+        let mut watch = Watch::new([path.clone()]);
+        fs::write(&path, "another").unwrap();
+        assert!(!told(&mut watch, EVERY / 2).await);
+        clock::sleep(10 * EVERY).await;
+        assert!(told(&mut watch, 3 * EVERY).await);
+    }
+}
