@@ -40,7 +40,7 @@ pub use file::read;
 pub use mistake::{Mistake, Mistakes, Origin};
 pub use settings::{
     ApiQuota, Config, Count, ExtensionQuota, Listen, Log, LogFormat, Merge, Order, Profile, Queue,
-    Quota, Quotas, Retry, Shutdown, State, StatusCodes, Upstream,
+    Quota, Quotas, Retry, Shutdown, State, StatusCodes, Tls, Upstream,
 };
 pub use upstream_url::{Scheme, UpstreamUrl};
 

@@ -7,7 +7,7 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header};
 use tower::ServiceExt as _;
 
 use crate::{
@@ -117,7 +117,9 @@ impl Gateway {
         })?;
         let mut headers = parts.headers;
         let has_body = headers.contains_key(header::TRANSFER_ENCODING)
-            || headers.contains_key(header::CONTENT_LENGTH);
+            || headers.contains_key(header::CONTENT_LENGTH)
+            // HTTP/2 says that there is none by ending the stream.
+            || (parts.version == Version::HTTP_2 && may_have_body(&parts.method));
         drop_hop_by_hop(&mut headers);
         // The body is here whole: hyper writes its length, and nobody needs to ask for it.
         headers.remove(header::CONTENT_LENGTH);
@@ -335,6 +337,11 @@ impl Gateway {
             .insert("x-chat-gateway-origin", origin);
         (outcome, facts, response)
     }
+}
+
+/// Whether a server expects to be told the length of the body, even if there is none (RFC 9110, 8.6).
+fn may_have_body(method: &Method) -> bool {
+    [Method::POST, Method::PUT, Method::PATCH].contains(method)
 }
 
 /// What a caller may ask for by headers of the gateway.

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!  caller
-//!    | HTTP/1.1
+//!    | HTTP/1.1 or HTTP/2, plain or TLS
 //!    v
 //!  ingress     accept, read the body under limits
 //!    v
@@ -15,7 +15,7 @@
 //!    |                                            quota: exact windows
 //!    v
 //!  upstream    tower: retry > meter (a permit per attempt) > client
-//!    | HTTP
+//!    | HTTP/1.1 or HTTP/2
 //!    v
 //!  the Chat API, or `simulate` in its place
 //! ```
@@ -44,6 +44,7 @@ pub mod admin;
 pub mod metrics;
 pub mod serve;
 pub mod shutdown;
+pub mod tls;
 pub mod watch;
 
 pub mod demo;

@@ -91,6 +91,10 @@ metrics! {
     keys: IntGaugeVec("chat_gateway_keys", ["quota"]),
     /// What every round trip to the upstream takes at least, as far as it is trusted.
     rtt_floor: Gauge("chat_gateway_upstream_rtt_floor_seconds"),
+    /// TLS handshakes of callers that failed.
+    tls_failures: IntCounterVec("chat_gateway_tls_handshake_failures_total", ["cause"]),
+    /// Times that files which settings name had changed and were read again.
+    files_read: IntCounterVec("chat_gateway_files_reloads_total", ["files", "outcome"]),
     /// Always 1; the version is in the label.
     build_info: GaugeVec("chat_gateway_build_info", ["version"]),
     /// When the process started, in seconds since 1970.
@@ -246,6 +250,16 @@ impl Metrics {
         let families = self.retries.collect();
         let causes = families.iter().flat_map(MetricFamily::get_metric);
         whole(causes.map(|cause| cause.get_counter().get_value()).sum())
+    }
+
+    /// A TLS handshake of a caller failed.
+    pub fn tls_failure(&self, cause: &str) {
+        self.tls_failures.with_label_values(&[cause]).inc();
+    }
+
+    /// The files of a setting have changed and were read again: `applied` or `refused`.
+    pub fn files_read(&self, files: &str, outcome: &str) {
+        self.files_read.with_label_values(&[files, outcome]).inc();
     }
 
     /// The text that Prometheus scrapes.

@@ -2,23 +2,26 @@
 
 use std::{io, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
-use hyper_rustls::{ConfigBuilderExt as _, HttpsConnectorBuilder};
+use http::Uri;
+use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::{Connect, HttpConnector};
-use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use rustls::{ClientConfig, ServerConfig};
 use tokio::net::TcpListener;
-use tower::ServiceExt as _;
+use tower::{Service as _, ServiceExt as _};
 
 use crate::{
     admin::Admin,
     clock::{self, Instant},
     config::Config,
     gateway::Gateway,
-    ingress::{self, Limits},
+    ingress::{Ingress, Limits},
     lane::Lanes,
     metrics::Metrics,
     quota::local::Quota,
     shutdown::{Lifecycle, Phase, Signals},
+    tls,
     upstream::{Upstream, client::Attempt},
+    watch::FromFiles,
 };
 
 /// How often windows that have passed are forgotten.
@@ -94,16 +97,20 @@ pub struct Bound {
     admin: TcpListener,
     limits: Limits,
     grace: Duration,
+    callers_tls: Option<Arc<FromFiles<ServerConfig>>>,
+    upstream_tls: Arc<FromFiles<ClientConfig>>,
 }
 
 impl Bound {
     /// Binds both ports and builds the parts.
     pub async fn new(config: &Config) -> io::Result<Bound> {
+        let callers_tls = tls::for_callers(&config.listen.tls)?.map(Arc::new);
+        let upstream_tls = Arc::new(tls::for_upstream(config.upstream.ca.clone())?);
         let traffic = bind("listen.traffic", config.listen.traffic).await?;
         let admin = bind("listen.admin", config.listen.admin).await?;
         let core = Core::with_quota(
             config,
-            connector(config)?,
+            connector(config, upstream_tls.clone()),
             Arc::new(Metrics::of_this_process()),
             Quota::with_state(config)?,
         );
@@ -114,6 +121,8 @@ impl Bound {
             admin,
             limits,
             grace: config.shutdown.grace,
+            callers_tls,
+            upstream_tls,
         })
     }
 
@@ -141,8 +150,21 @@ impl Bound {
             admin,
             limits,
             grace,
+            callers_tls,
+            upstream_tls,
         } = self;
         let sweeper = tokio::spawn(Core::sweep(core.lanes.quota.clone()));
+        let follower = {
+            let (metrics, callers_tls) = (core.metrics.clone(), callers_tls.clone());
+            tokio::spawn(async move {
+                let callers = async {
+                    if let Some(tls) = &callers_tls {
+                        tls.follow(&metrics).await;
+                    }
+                };
+                tokio::join!(callers, upstream_tls.follow(&metrics));
+            })
+        };
         let operators = Arc::new(Admin {
             lanes: core.lanes.clone(),
             metrics: core.metrics.clone(),
@@ -150,7 +172,14 @@ impl Bound {
             started: core.started,
         });
         let operators = tokio::spawn(operators.run(admin));
-        let callers = ingress::run(traffic, core.gateway, limits, core.lifecycle.clone());
+        let callers = Ingress {
+            gateway: core.gateway,
+            limits,
+            tls: callers_tls,
+            metrics: core.metrics,
+            lifecycle: core.lifecycle.clone(),
+        };
+        let callers = callers.run(traffic);
         let lifecycle = core.lifecycle;
         lifecycle.advance(Phase::Ready);
         let drain = async {
@@ -166,8 +195,9 @@ impl Bound {
             () = callers => {}
             () = drain => {}
         }
-        operators.abort();
-        sweeper.abort();
+        for task in [operators, sweeper, follower] {
+            task.abort();
+        }
         tracing::info!("stopped");
     }
 }
@@ -239,46 +269,29 @@ async fn bind(setting: &str, address: SocketAddr) -> io::Result<TcpListener> {
     })
 }
 
-/// TCP, and TLS where the URL says `https`; connecting as a whole under its timeout.
-fn connector(config: &Config) -> io::Result<impl Connect + Clone + Send + Sync + 'static + use<>> {
+/// TCP, and TLS where the URL says `https`; connecting as a whole under its timeout. Each connection
+/// is made with the certificates that are in force when it begins.
+fn connector(
+    config: &Config,
+    tls: Arc<FromFiles<ClientConfig>>,
+) -> impl Connect + Clone + Send + Sync + 'static + use<> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(config.upstream.connect_timeout));
-    let tls = rustls::ClientConfig::builder_with_provider(
-        rustls::crypto::ring::default_provider().into(),
-    )
-    .with_safe_default_protocol_versions()
-    .map_err(io::Error::other)?;
-    let tls = match &config.upstream.ca {
-        Some(file) => {
-            let mut roots = rustls::RootCertStore::empty();
-            let wrong = |e: &dyn std::fmt::Display| {
-                io::Error::other(format!("upstream.ca: {}: {e}", file.display()))
-            };
-            let certificates = CertificateDer::pem_file_iter(file).map_err(|e| wrong(&e))?;
-            for certificate in certificates {
-                let certificate = certificate.map_err(|e| wrong(&e))?;
-                roots.add(certificate).map_err(|e| wrong(&e))?;
-            }
-            if roots.is_empty() {
-                return Err(wrong(&"it holds no certificate"));
-            }
-            tls.with_root_certificates(roots)
-        }
-        // Images without a certificate store get Mozilla's, which is built in.
-        None => match tls.clone().with_native_roots() {
-            Ok(tls) => tls,
-            Err(_) => tls.with_webpki_roots(),
-        },
-    }
-    .with_no_client_auth();
-    let https = HttpsConnectorBuilder::new()
-        .with_tls_config(tls)
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(tcp);
-    let whole = tower::timeout::Timeout::new(https, config.upstream.connect_timeout);
+    let http2 = config.upstream.http2;
+    let secured = tower::service_fn(move |uri: Uri| {
+        let builder = HttpsConnectorBuilder::new()
+            .with_tls_config(tls.get().as_ref().clone())
+            .https_or_http();
+        let mut connector = if http2 {
+            builder.enable_all_versions().wrap_connector(tcp.clone())
+        } else {
+            builder.enable_http1().wrap_connector(tcp.clone())
+        };
+        connector.call(uri)
+    });
+    let whole = tower::timeout::Timeout::new(secured, config.upstream.connect_timeout);
     // The client wants a connector whose future can be moved.
-    Ok(whole.map_future(Box::pin))
+    whole.map_future(Box::pin)
 }

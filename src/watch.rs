@@ -1,18 +1,23 @@
 //! Files that change while the gateway runs: certificates, keys, settings.
 //!
+//! [`Watch`] tells that they have changed, [`FromFiles`] is what was made of them and is made anew.
+//!
 //! Looked at once a second rather than by inotify: that sees through every symbolic link on the way
 //! (Kubernetes replaces a mounted volume by turning the link `..data` to another folder), works on
 //! every file system, and needs no descriptors that could run out.
 
 use std::{
-    fs,
+    fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use crate::clock;
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+
+use crate::{clock, metrics::Metrics};
 
 /// How often files are looked at. A change is told after two looks that saw the same, so that a
 /// file that is being written, or one of two that belong together, is not read half-way.
@@ -62,6 +67,68 @@ impl Watch {
             if settled && now != self.known && now.iter().all(Option::is_some) {
                 self.known = now;
                 return;
+            }
+        }
+    }
+}
+
+/// What was made of files, made anew when they change. What cannot be used is reported, and the old
+/// one stays.
+pub struct FromFiles<T> {
+    name: &'static str,
+    current: ArcSwap<T>,
+    make: Box<dyn Fn() -> io::Result<T> + Send + Sync>,
+    watch: Mutex<Option<Watch>>,
+}
+
+impl<T: Send + Sync> FromFiles<T> {
+    /// Reads `paths` by `make` now; `name` stands for them in the log and in the metric.
+    ///
+    /// # Errors
+    ///
+    /// That of `make`, which names setting, file and reason.
+    pub fn read(
+        name: &'static str,
+        paths: impl IntoIterator<Item = PathBuf>,
+        make: impl Fn() -> io::Result<T> + Send + Sync + 'static,
+    ) -> io::Result<FromFiles<T>> {
+        let watch = Watch::new(paths);
+        Ok(FromFiles {
+            name,
+            current: ArcSwap::from_pointee(make()?),
+            make: Box::new(make),
+            watch: Mutex::new(Some(watch)),
+        })
+    }
+
+    /// What is in force. No lock is taken.
+    pub fn get(&self) -> Arc<T> {
+        self.current.load_full()
+    }
+
+    /// Makes it anew whenever the files change, for as long as it is polled. Only the first call
+    /// does something.
+    pub async fn follow(&self, metrics: &Metrics) {
+        let watch = self.watch.lock().take();
+        let Some(mut watch) = watch.filter(|watch| !watch.paths.is_empty()) else {
+            return;
+        };
+        loop {
+            watch.changed().await;
+            match (self.make)() {
+                Ok(new) => {
+                    self.current.store(Arc::new(new));
+                    tracing::info!(what = self.name, "files have changed and were read again");
+                    metrics.files_read(self.name, "applied");
+                }
+                Err(error) => {
+                    tracing::error!(
+                        what = self.name,
+                        %error,
+                        "files have changed and cannot be used: what was read before stays in force"
+                    );
+                    metrics.files_read(self.name, "refused");
+                }
             }
         }
     }

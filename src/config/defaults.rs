@@ -8,7 +8,7 @@ use http::uri::Authority;
 
 use super::settings::{
     ApiQuota, Count, ExtensionQuota, Listen, Log, LogFormat, Merge, Order, Profile, Queue, Quota,
-    Quotas, Retry, Shutdown, State, StatusCodes, Upstream,
+    Quotas, Retry, Shutdown, State, StatusCodes, Tls, Upstream,
 };
 use super::upstream_url::{Scheme, UpstreamUrl};
 
@@ -21,6 +21,7 @@ impl Default for Listen {
             max_body: 1024 * 1024,
             max_connections: 10_000,
             header_timeout: Duration::from_secs(10),
+            tls: Tls::default(),
         }
     }
 }
@@ -35,6 +36,7 @@ impl Default for Upstream {
             connect_timeout: Duration::from_secs(2),
             call_timeout: Duration::from_secs(5),
             ca: None,
+            http2: true,
         }
     }
 }

@@ -42,6 +42,25 @@ pub(super) fn conflicts(config: &Config) -> Vec<Conflict> {
             ),
         ),
         (
+            listen.tls.cert.is_some() && listen.tls.key.is_none(),
+            ["listen.tls.cert", "listen.tls.key"],
+            "listen.tls.cert is set without listen.tls.key; write the file of its private key too"
+                .to_owned(),
+        ),
+        (
+            listen.tls.key.is_some() && listen.tls.cert.is_none(),
+            ["listen.tls.key", "listen.tls.cert"],
+            "listen.tls.key is set without listen.tls.cert; write the file of its certificate too"
+                .to_owned(),
+        ),
+        (
+            listen.tls.client_ca.is_some() && listen.tls.cert.is_none() && listen.tls.key.is_none(),
+            ["listen.tls.client_ca", "listen.tls.cert"],
+            "listen.tls.client_ca is set without listen.tls.cert and listen.tls.key, so nobody \
+             could show a certificate; write both"
+                .to_owned(),
+        ),
+        (
             listen.max_body > queue.max_bytes,
             ["listen.max_body", "queue.max_bytes"],
             format!(
@@ -74,8 +93,9 @@ pub(super) fn conflicts(config: &Config) -> Vec<Conflict> {
         .into_iter()
         .filter(|(broken, _, _)| *broken)
         .map(|(_, settings, message)| Conflict {
-            only_if_both_written: !settings[0].starts_with("listen.admin")
-                && settings[0] != "upstream.url",
+            only_if_both_written: !["listen.admin", "listen.tls.", "upstream.url"]
+                .iter()
+                .any(|name| settings[0].starts_with(name)),
             settings,
             message,
         })

@@ -162,7 +162,11 @@ fn visit_listen<V: Visitor>(listen: &mut Listen, v: &mut V) {
     v.setting("max_body", &mut listen.max_body, &BODY);
     v.setting("max_connections", &mut listen.max_connections, &CONNECTIONS);
     v.setting("header_timeout", &mut listen.header_timeout, &WAIT);
-    v.later("tls", "callers reach the gateway by plain HTTP");
+    v.section("tls", |v| {
+        v.optional("cert", &mut listen.tls.cert, &FilePath);
+        v.optional("key", &mut listen.tls.key, &FilePath);
+        v.optional("client_ca", &mut listen.tls.client_ca, &FilePath);
+    });
 }
 
 fn visit_upstream<V: Visitor>(upstream: &mut Upstream, v: &mut V) {
@@ -170,6 +174,7 @@ fn visit_upstream<V: Visitor>(upstream: &mut Upstream, v: &mut V) {
     v.setting("connect_timeout", &mut upstream.connect_timeout, &WAIT);
     v.setting("call_timeout", &mut upstream.call_timeout, &WAIT);
     v.optional("ca", &mut upstream.ca, &FilePath);
+    v.setting("http2", &mut upstream.http2, &Switch);
 }
 
 fn visit_queue<V: Visitor>(queue: &mut Queue, v: &mut V) {

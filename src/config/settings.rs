@@ -51,6 +51,20 @@ pub struct Listen {
     /// How long a caller may take to send the head of a request. Default 10 s, 1 ms to 24 h. A
     /// longer one lets slow callers hold connections.
     pub header_timeout: Duration,
+    /// How callers are met by TLS. Default: they are not.
+    pub tls: Tls,
+}
+
+/// `[listen.tls]`: TLS on the traffic port, if `cert` and `key` are given. The files are PEM and
+/// re-read when they change.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tls {
+    /// The certificate, with those between it and its root.
+    pub cert: Option<PathBuf>,
+    /// Its private key.
+    pub key: Option<PathBuf>,
+    /// Whose certificates callers must show. Default: none is asked for.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// The HTTP status of the gateway's own refusals.
@@ -73,8 +87,11 @@ pub struct Upstream {
     /// How long one attempt may take. Default 5 s, 1 ms to 24 h. The API itself gives up after
     /// 3 s; a shorter time gives up calls that have taken effect.
     pub call_timeout: Duration,
-    /// A PEM file with the certificates to trust instead of the usual ones. Default: none.
+    /// A PEM file with the certificates to trust instead of the usual ones, re-read when it changes.
+    /// Default: none.
     pub ca: Option<PathBuf>,
+    /// Whether HTTP/2 is offered to it, by ALPN. Default true; without it HTTP/1.1 is spoken.
+    pub http2: bool,
 }
 
 /// `[queue]`: how much may wait for a quota, and how long. What does not fit is refused at once.

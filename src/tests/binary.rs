@@ -1,5 +1,6 @@
 //! The program as callers and operators meet it: the real binary over loopback sockets.
 
+mod authority;
 mod process;
 mod recorder;
 mod wire;
@@ -13,3 +14,4 @@ mod remembering;
 mod simulating;
 mod starting;
 mod stopping;
+mod tls;

@@ -4,6 +4,7 @@
 //! - [`fair`]: the same with turns between callers
 //! - [`promises`]: the whole gateway with random callers, arrivals, failures and departures, from seeds
 //! - [`zoo`]: every way in which the upstream could count, and other spenders
+//! - [`http2`]: an upstream that is played frame by frame
 //! - [`binary`]: the real binary over loopback sockets
 //! - [`fuzz`]: the fuzzers' targets, replayed over their corpus
 //! - [`readme`]: what README.md says of the program
@@ -13,6 +14,7 @@ mod binary;
 mod fair;
 mod fuzz;
 mod harness;
+mod http2;
 mod promises;
 mod readme;
 mod tidy;

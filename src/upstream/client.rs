@@ -3,7 +3,7 @@
 use std::{error::Error as _, future::Future, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Uri, header};
+use http::{HeaderMap, Method, Request, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::{
     client::legacy::{Client, Error, connect::Connect},
@@ -22,6 +22,16 @@ use crate::{
 /// The largest reply that is taken. The API's own limit is 1 MB (code 10018).
 pub const MAX_REPLY_BYTES: usize = 8 << 20;
 
+/// The same for its headers, over HTTP/2.
+const MAX_REPLY_HEAD: u32 = 64 << 10;
+
+/// A connection of HTTP/2 carries every call, so one that is dead must be noticed: it is asked for a
+/// sign of life while calls are under way.
+const PING_EVERY: Duration = Duration::from_secs(5);
+
+/// How long that may take.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long an idle connection is kept: shorter than the 60 to 75 s of usual servers, so that a
 /// call rarely meets one that is being closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -37,7 +47,6 @@ pub struct Attempt {
     request: Arc<Send_>,
     scheme: Scheme,
     authority: http::uri::Authority,
-    host: HeaderValue,
     call_timeout: Duration,
 }
 
@@ -51,13 +60,14 @@ impl Attempt {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .timer(TokioTimer::new())
+            .http2_keep_alive_interval(PING_EVERY)
+            .http2_keep_alive_timeout(PING_TIMEOUT)
+            .http2_max_header_list_size(MAX_REPLY_HEAD)
             .build(connector);
-        let host = HeaderValue::from_str(url.authority.as_str());
         Attempt {
             request: Arc::new(move |request| Box::pin(client.request(request))),
             scheme: url.scheme,
             authority: url.authority.clone(),
-            host: host.expect("an authority is a legal header value"),
             call_timeout,
         }
     }
@@ -76,9 +86,9 @@ impl Attempt {
         *request.uri_mut() = uri.map_err(|e| Failure::Unreachable(e.to_string()))?;
         *request.method_mut() = outbound.head.method.clone();
         *request.headers_mut() = outbound.head.headers.clone();
-        request
-            .headers_mut()
-            .insert(header::HOST, self.host.clone());
+        // The caller's names the gateway. The upstream is named by the URI: hyper writes `Host` for
+        // HTTP/1.1 and `:authority` for HTTP/2.
+        request.headers_mut().remove(header::HOST);
         let exchange = async {
             let response = (self.request)(request).await.map_err(|e| failure(&e))?;
             let at = clock::now();
@@ -169,7 +179,7 @@ fn failure(error: &Error) -> Failure {
         cause = source;
     }
     let message = cause.to_string();
-    if error.is_connect() || never_written(error) {
+    if error.is_connect() || never_written(error) || never_processed(cause) {
         Failure::Unreachable(message)
     } else {
         Failure::Lost(message)
@@ -184,8 +194,19 @@ fn never_written(error: &Error) -> bool {
         .is_some_and(hyper::Error::is_canceled)
 }
 
+/// A stream of HTTP/2 that the upstream refused, or that came after the last one that it will look
+/// at: it says that nothing was done (RFC 9113, 8.7).
+fn never_processed(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.downcast_ref::<h2::Error>().is_some_and(|error| {
+        let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        error.is_remote() && (refused || error.is_go_away())
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     #[test]

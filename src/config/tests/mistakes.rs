@@ -67,7 +67,7 @@ fn a_misspelt_name_is_answered_with_the_nearest_right_one() {
 fn a_part_of_a_later_version_is_refused_once() {
     check(
         "[shared]\nredis = \"x\"\nprefix = 1\n[shared.more]\n[[rule]]\na = 1\n[[rule]]\nb = 1\n\
-         [credentials]\n[access]\n[trace]\n[listen.tls]\ncert = \"x\"\n\
+         [credentials]\n[access]\n[trace]\n\
          [quota.group_messages]\nlimit = 1\n",
         &[
             "1:1: [shared] is not in this version: each process keeps its own windows; remove the \
@@ -80,9 +80,7 @@ fn a_part_of_a_later_version_is_refused_once() {
              section",
             "11:1: [trace] is not in this version: there are logs and metrics, but no traces; \
              remove the section",
-            "12:1: [listen.tls] is not in this version: callers reach the gateway by plain HTTP; \
-             remove the section",
-            "14:1: [quota.group_messages] is not in this version: a quota with a name of its own \
+            "12:1: [quota.group_messages] is not in this version: a quota with a name of its own \
              belongs to a [[rule]]; remove the section",
         ],
     );
@@ -90,6 +88,29 @@ fn a_part_of_a_later_version_is_refused_once() {
         "queue.order",
         "\"fifo\"",
         "is \"fifo\"; write \"strict\" or \"fair\"",
+    );
+}
+
+#[test]
+fn tls_needs_a_certificate_and_its_key() {
+    check(
+        "[listen.tls]\ncert = \"c\"\n",
+        &[
+            "2:8: listen.tls.cert is set without listen.tls.key; write the file of its private key too",
+        ],
+    );
+    check(
+        "[listen.tls]\nkey = \"k\"\nclient_ca = \"a\"\n",
+        &[
+            "2:7: listen.tls.key is set without listen.tls.cert; write the file of its certificate too",
+        ],
+    );
+    check(
+        "[listen.tls]\nclient_ca = \"a\"\n",
+        &[
+            "2:13: listen.tls.client_ca is set without listen.tls.cert and listen.tls.key, so nobody \
+           could show a certificate; write both",
+        ],
     );
 }
 
