@@ -26,14 +26,21 @@ pub async fn sleep(duration: Duration) {
     tokio::time::sleep(duration).await;
 }
 
-/// Seconds since 1970 on the wall clock, for what people and other machines read. Never used to
-/// decide how long to wait.
+/// Time since 1970 on the wall clock, for what people and other machines read. Never used to
+/// decide how long to wait. Time that passes in a paused test passes here too.
 #[expect(
     clippy::disallowed_methods,
+    clippy::disallowed_types,
     reason = "this is the file that the lint points to"
 )]
 pub fn unix_now() -> Duration {
-    std::time::SystemTime::now()
+    let wall = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default()
+        .unwrap_or_default();
+    // Both are the same clock, unless a test has paused the one.
+    let (here, real) = (Instant::now().into_std(), std::time::Instant::now());
+    match here.checked_duration_since(real) {
+        Some(ahead) => wall + ahead,
+        None => wall.saturating_sub(real - here),
+    }
 }
