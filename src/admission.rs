@@ -101,6 +101,7 @@ pub fn failed(failure: &Failure) -> Refusal {
     let reason = match failure {
         Failure::Unreachable(_) | Failure::Lost(_) => Reason::UpstreamUnreachable,
         Failure::TimedOut(_) => Reason::UpstreamTimeout,
+        Failure::Refused(refusal) => return refusal.clone(),
         Failure::NoPermit => {
             return too_late(error::API_LIMIT.into(), Duration::from_secs(1));
         }

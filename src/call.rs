@@ -61,6 +61,8 @@ pub enum Caller {
     Local,
     /// Whoever connects from this address, by any of its ports.
     Address(IpAddr),
+    /// Whoever has a token of this name, wherever he connects from.
+    Token(Arc<str>),
 }
 
 impl From<IpAddr> for Caller {
@@ -80,6 +82,15 @@ pub enum Travels {
     Alone,
 }
 
+/// Whose signature a call has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SignedBy {
+    /// The caller's own.
+    Caller,
+    /// The one that the gateway makes with `[credentials]`.
+    Gateway,
+}
+
 /// The three parameters that say who asks, compared as the bytes that came: credentials that
 /// differ in a byte never share a call.
 #[derive(Clone)]
@@ -90,6 +101,8 @@ pub struct Credentials {
     usersig: Range<usize>,
     /// The `sdkappid` as a number, for quota keys.
     pub app: u64,
+    /// Who has to mend a signature that is refused.
+    pub signed_by: SignedBy,
 }
 
 impl Credentials {
@@ -107,6 +120,7 @@ impl Credentials {
             identifier,
             usersig,
             app,
+            signed_by: SignedBy::Caller,
         }
     }
 

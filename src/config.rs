@@ -9,13 +9,14 @@
 //!
 //! - `settings`, `defaults`: what the gateway reads, and what it gets when nothing is written
 //! - `schema`: every setting once, with its name, kind and bounds; read and printed from there
-//! - `kind`, `duration`, `size`, `upstream_url`, `level`, `command`: one value, from text and back
+//! - `kind`, `duration`, `size`, `upstream_url`, `level`, `command`, `caller`: one value, from text and back
 //! - `document`, `assignment`, `tree`: a file, a variable or an option as a tree with places
 //! - `reader`, `suggest`, `relations`: the tree against the schema
 //! - `printer`: the effective settings as TOML
 //! - `mistake`: what is wrong and where
 
 mod assignment;
+mod caller;
 mod command;
 mod defaults;
 mod document;
@@ -36,11 +37,13 @@ mod tests;
 mod tree;
 mod upstream_url;
 
+pub use caller::caller_name;
 pub use file::read;
 pub use mistake::{Mistake, Mistakes, Origin};
 pub use settings::{
-    ApiQuota, Config, Count, ExtensionQuota, Listen, Log, LogFormat, Merge, Order, Profile, Queue,
-    Quota, Quotas, Retry, Shutdown, State, StatusCodes, Tls, Upstream,
+    Access, AccessCaller, ApiQuota, Config, Count, Credentials, ExtensionQuota, Listen, Log,
+    LogFormat, Merge, Order, Profile, Queue, Quota, Quotas, Retry, Shutdown, State, StatusCodes, Tls,
+    Upstream,
 };
 pub use upstream_url::{Scheme, UpstreamUrl};
 

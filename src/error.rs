@@ -25,8 +25,11 @@ pub enum Reason {
     UpstreamTimeout,
     /// The gateway is stopping.
     Draining,
-    /// The same credentials were refused by the upstream a moment ago.
+    /// The same credentials were refused by the upstream a moment ago; or the caller has no token
+    /// that the gateway knows, or one for other commands.
     Unauthorized,
+    /// The caller calls more often than the gateway allows him.
+    CallerLimit,
 }
 
 impl Reason {
@@ -41,6 +44,7 @@ impl Reason {
             Reason::UpstreamTimeout => "upstream-timeout",
             Reason::Draining => "draining",
             Reason::Unauthorized => "unauthorized",
+            Reason::CallerLimit => "caller-limit",
         }
     }
 
@@ -52,7 +56,9 @@ impl Reason {
                 Reason::Invalid => StatusCode::BAD_REQUEST,
                 Reason::Unauthorized => StatusCode::UNAUTHORIZED,
                 Reason::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-                Reason::Deadline | Reason::QueueFull => StatusCode::TOO_MANY_REQUESTS,
+                Reason::Deadline | Reason::QueueFull | Reason::CallerLimit => {
+                    StatusCode::TOO_MANY_REQUESTS
+                }
                 Reason::UpstreamUnreachable => StatusCode::BAD_GATEWAY,
                 Reason::Draining => StatusCode::SERVICE_UNAVAILABLE,
                 Reason::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
@@ -125,7 +131,8 @@ impl Refusal {
         };
         let body = serde_json::to_vec(&envelope).expect("strings and a number serialize");
         let mut response = Response::new(Bytes::from(body));
-        *response.status_mut() = self.reason.status(codes);
+        let response_status = self.reason.status(codes);
+        *response.status_mut() = response_status;
         let headers = response.headers_mut();
         headers.insert(
             header::CONTENT_TYPE,
@@ -135,6 +142,13 @@ impl Refusal {
             "x-chat-gateway-reason",
             HeaderValue::from_static(self.reason.name()),
         );
+        if response_status == StatusCode::UNAUTHORIZED {
+            // RFC 9110, 15.5.2: with 401 comes what would be welcome.
+            headers.insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static("Bearer realm=\"chat-gateway\""),
+            );
+        }
         if let Some(after) = self.retry_after {
             headers.insert(
                 header::RETRY_AFTER,
@@ -177,6 +191,7 @@ mod tests {
             (Reason::TooLarge, 413),
             (Reason::Deadline, 429),
             (Reason::QueueFull, 429),
+            (Reason::CallerLimit, 429),
             (Reason::UpstreamUnreachable, 502),
             (Reason::Draining, 503),
             (Reason::UpstreamTimeout, 504),

@@ -12,16 +12,16 @@ use tower::ServiceExt as _;
 
 use crate::{
     admission,
-    call::{Call, Caller, Head, Reply, Travels},
+    call::{Call, Caller, Head, Reply, SignedBy, Travels},
     catalogue::{self, Command, OTHER},
     clock::{self, Instant},
     config::{Config, StatusCodes},
     error::{self, Reason, Refusal},
+    keys::Keys,
     lane::{self, Lanes, NoAnswer},
     metrics::{Metrics, Outcome},
     quota::scopes::{Ahead, Scopes},
     reads::Reads,
-    refused::RefusedCredentials,
     shutdown::{Lifecycle, Phase},
     upstream::{
         Failure, Outbound,
@@ -35,7 +35,7 @@ use crate::{
 pub struct Gateway {
     lanes: Arc<Lanes>,
     reads: Arc<Reads>,
-    refused: RefusedCredentials,
+    keys: Arc<Keys>,
     metrics: Arc<Metrics>,
     lifecycle: Lifecycle,
     status_codes: StatusCodes,
@@ -50,6 +50,7 @@ impl Gateway {
     /// A gateway over these parts.
     pub fn new(
         config: &Config,
+        keys: Arc<Keys>,
         lanes: Arc<Lanes>,
         metrics: Arc<Metrics>,
         lifecycle: Lifecycle,
@@ -57,7 +58,7 @@ impl Gateway {
         Gateway {
             lanes,
             reads: Arc::default(),
-            refused: RefusedCredentials::new(),
+            keys,
             metrics,
             lifecycle,
             status_codes: config.listen.status_codes,
@@ -83,7 +84,11 @@ impl Gateway {
         };
         let served = tokio::select! {
             biased;
-            served = async { self.serve(caller, command, request, body.await?, received).await } => served,
+            served = async {
+                // Whoever may not call is not read either.
+                let caller = self.enter(caller, command, &request)?;
+                self.serve(caller, command, request, body.await?, received).await
+            } => served,
             () = self.lifecycle.reached(Phase::Expired) => Err(draining().into()),
         };
         let (outcome, facts, mut response) = self.render(command.is_some(), served);
@@ -99,6 +104,25 @@ impl Gateway {
             headers.insert("x-chat-gateway-attempts", facts.attempts.into());
         }
         response
+    }
+
+    /// Who calls, by his token if there are tokens.
+    fn enter(
+        &self,
+        caller: Caller,
+        command: Option<&Command>,
+        request: &Request<()>,
+    ) -> Result<Caller, Refusal> {
+        let Some(access) = &self.keys.access else {
+            return Ok(caller);
+        };
+        match access.check(request.headers(), request.uri().path()) {
+            Ok(name) => Ok(Caller::Token(name)),
+            Err(denied) => {
+                self.metrics.denied(denied);
+                Err(denied.refusal(command))
+            }
+        }
     }
 
     async fn serve(
@@ -124,19 +148,33 @@ impl Gateway {
         // The body is here whole: hyper writes its length, and nobody needs to ask for it.
         headers.remove(header::CONTENT_LENGTH);
         headers.remove(header::EXPECT);
+        if self.keys.access.is_some() {
+            // The token is for the gateway.
+            headers.remove(header::AUTHORIZATION);
+        }
         if has_body && body.is_empty() {
             // That there is none hyper does not say, and some servers refuse a POST without a
             // length.
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        let head = Head {
+        let mut head = Head {
             method: parts.method,
             target,
             headers,
         };
+        let completed = self.keys.signers.complete(&head.target);
+        let signed_by = match completed {
+            Ok(Some(_)) => SignedBy::Gateway,
+            _ => SignedBy::Caller,
+        };
         let Some(command) = command else {
+            // What is not signed here either is for the API to judge.
+            head.target = completed.ok().flatten().unwrap_or(head.target);
             return self.pass_through(head, body, deadline).await;
         };
+        if let Some(target) = completed? {
+            head.target = target;
+        }
         let travels = if self.merge && wishes.merge {
             Travels::Together
         } else {
@@ -147,11 +185,14 @@ impl Gateway {
             received,
             deadline,
             travels,
+            signed_by,
             random: rand::random(),
         };
         let call = validate::validate(command, head, body, terms)?;
-        self.refused.check(&call.credentials, received)?;
-        let credentials = call.credentials.clone();
+        self.lanes
+            .upstream
+            .refused
+            .check(&call.credentials, received)?;
         let target = call.target.clone();
         let answer = match command.action.quota() {
             Some(class) => {
@@ -161,12 +202,6 @@ impl Gateway {
             }
             None => self.read(call).await,
         }?;
-        if let Ok(Reply {
-            code: Some(code), ..
-        }) = answer.result
-        {
-            self.refused.learn(&credentials, code, clock::now());
-        }
         Ok(answer)
     }
 
@@ -199,7 +234,7 @@ impl Gateway {
             let place = self.place(call.body.len())?;
             let trip = Arc::new(Trip::for_one(deadline, place));
             let (head, body) = (call.head.clone(), call.body.clone());
-            let running = self.send(Some(call.command), head, body, scopes.clone(), trip.clone());
+            let running = self.send(Some(&call), head, body, scopes.clone(), trip.clone());
             Ok((trip, running))
         };
         if call.travels == Travels::Alone {
@@ -217,15 +252,16 @@ impl Gateway {
     /// One call through the stack. It owns all that it needs, so that it can outlive its caller.
     fn send(
         &self,
-        command: Option<&'static Command>,
+        call: Option<&Call>,
         head: Arc<Head>,
         body: Bytes,
         scopes: Scopes,
         trip: Arc<Trip>,
-    ) -> impl Future<Output = Answer> + Send + 'static {
+    ) -> impl Future<Output = Answer> + Send + use<> {
         let stack = self.lanes.upstream.stack.clone();
         let outbound = Outbound {
-            command,
+            command: call.map(|call| call.command),
+            credentials: call.map(|call| call.credentials.clone()),
             head,
             body,
             scopes,
@@ -327,7 +363,9 @@ impl Gateway {
         };
         let outcome = match refusal.reason {
             Reason::Invalid | Reason::TooLarge | Reason::Unauthorized => Outcome::Invalid,
-            Reason::Deadline | Reason::QueueFull | Reason::Draining => Outcome::Shed,
+            Reason::Deadline | Reason::QueueFull | Reason::CallerLimit | Reason::Draining => {
+                Outcome::Shed
+            }
             Reason::UpstreamUnreachable | Reason::UpstreamTimeout => Outcome::Failed,
         };
         let mut response = refusal.response(self.status_codes);

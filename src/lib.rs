@@ -29,9 +29,11 @@ pub mod catalogue;
 pub mod json;
 pub mod validate;
 
+pub mod access;
 pub mod admission;
 pub mod gateway;
 pub mod ingress;
+pub mod keys;
 pub mod reads;
 pub mod refused;
 

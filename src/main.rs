@@ -8,7 +8,9 @@ use std::{
 
 use chat_gateway::{
     config::{self, Config, LogFormat},
-    demo, serve, simulate,
+    demo,
+    keys::Keys,
+    serve, simulate,
 };
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -44,27 +46,39 @@ struct Settings {
 }
 
 impl Settings {
-    fn read(&self) -> Result<Config, ExitCode> {
-        config::read(&self.config, &self.set).map_err(|mistakes| {
+    /// The settings, and the secrets in the files that they name.
+    fn read(&self) -> Result<(Config, Keys), ExitCode> {
+        let read = config::read(&self.config, &self.set).and_then(|config| {
+            let keys = Keys::open(&config)?;
+            Ok((config, keys))
+        });
+        read.map_err(|mistakes| {
             eprintln!("{mistakes}");
             ExitCode::from(2)
         })
     }
 }
 
+fn check(config: &Config, keys: &Keys) {
+    for warning in keys.warnings(config) {
+        eprintln!("warning: {warning}");
+    }
+    print!("{}", config.to_toml());
+}
+
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Check(settings) => match settings.read() {
-            Ok(config) => {
-                print!("{}", config.to_toml());
+            Ok((config, keys)) => {
+                check(&config, &keys);
                 return ExitCode::SUCCESS;
             }
             Err(code) => return code,
         },
         Command::Serve(settings) => match settings.read() {
-            Ok(config) => {
+            Ok((config, keys)) => {
                 log(&config);
-                run(serve::serve(config))
+                run(serve::serve(config, keys))
             }
             Err(code) => return code,
         },

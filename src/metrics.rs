@@ -13,6 +13,7 @@ use prometheus::{
 };
 
 use crate::{
+    access::Denied,
     call::{QuotaClass, Reply},
     catalogue::{COMMANDS, Command, OTHER},
     lane::room::Room,
@@ -95,6 +96,8 @@ metrics! {
     tls_failures: IntCounterVec("chat_gateway_tls_handshake_failures_total", ["cause"]),
     /// Times that files which settings name had changed and were read again.
     files_read: IntCounterVec("chat_gateway_files_reloads_total", ["files", "outcome"]),
+    /// Calls of those who may not make them, because of their token or their rate.
+    caller_refusals: IntCounterVec("chat_gateway_caller_refusals_total", ["reason"]),
     /// Always 1; the version is in the label.
     build_info: GaugeVec("chat_gateway_build_info", ["version"]),
     /// When the process started, in seconds since 1970.
@@ -180,9 +183,16 @@ impl Metrics {
             Err(Failure::Unreachable(_)) => "connect".to_owned(),
             Err(Failure::Lost(_)) => "reset".to_owned(),
             Err(Failure::TimedOut(_)) => "timeout".to_owned(),
-            Err(Failure::NoPermit) => return,
+            Err(Failure::NoPermit | Failure::Refused(_)) => return,
         };
         self.upstream_calls.with_label_values(&[label, &code]).inc();
+    }
+
+    /// Somebody may not make the call that he made.
+    pub fn denied(&self, denied: Denied) {
+        self.caller_refusals
+            .with_label_values(&[denied.name()])
+            .inc();
     }
 
     /// A call is about to be repeated.
@@ -305,6 +315,9 @@ impl Metrics {
             self.quota_refusals.with_label_values(&[quota]);
             self.quota_unexplained.with_label_values(&[quota]);
             self.profile(class, Profile::Exact);
+        }
+        for reason in Denied::NAMES {
+            self.caller_refusals.with_label_values(&[reason]);
         }
         self.build_info
             .with_label_values(&[env!("CARGO_PKG_VERSION")])

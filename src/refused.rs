@@ -4,13 +4,14 @@
 //! that account. So the same bytes are answered here for a few seconds, and never another
 //! caller's.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use moka::sync::Cache;
 use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
 
 use crate::{
-    call::Credentials,
+    call::{Credentials, SignedBy},
     clock::Instant,
     error::{Reason, Refusal},
 };
@@ -27,7 +28,7 @@ const REMEMBERED_THROTTLE: Duration = Duration::from_secs(60);
 /// Remembered refusals. moka bounds their number and memory; when one ends is decided by its own
 /// `until` on the gateway's clock, so that an eviction changes no answer but the number of calls.
 pub struct RefusedCredentials {
-    memories: Cache<[Box<str>; 3], Memory>,
+    memories: Cache<Digest, Memory>,
     /// When the last of them ends: hardly ever is there one, and then nothing is looked up.
     latest: Mutex<Option<Instant>>,
 }
@@ -59,11 +60,22 @@ impl RefusedCredentials {
         let Ok(code) = i32::try_from(code) else {
             return;
         };
+        let is_news = self.check(credentials, now).is_ok();
         let until = now + length;
         self.memories
             .insert(key(credentials), Memory { code, until });
         let mut latest = self.latest.lock();
         *latest = (*latest).max(Some(until));
+        drop(latest);
+        if is_news && credentials.signed_by == SignedBy::Gateway {
+            tracing::error!(
+                sdkappid = credentials.app,
+                code,
+                "the API refuses the signature that is made here: see to \
+                 credentials.secret_key_file, credentials.identifier and the clock of this \
+                 machine; calls that need it are answered here for some seconds"
+            );
+        }
     }
 
     /// The refusal, if these credentials were refused a moment ago.
@@ -91,6 +103,13 @@ impl RefusedCredentials {
     }
 }
 
+impl fmt::Debug for RefusedCredentials {
+    /// Without what is remembered: signatures.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RefusedCredentials").finish_non_exhaustive()
+    }
+}
+
 impl Default for RefusedCredentials {
     fn default() -> Self {
         RefusedCredentials::new()
@@ -106,8 +125,17 @@ fn remembered(code: i64) -> Option<Duration> {
     }
 }
 
-fn key(credentials: &Credentials) -> [Box<str>; 3] {
-    credentials.parts().map(Box::from)
+/// Of credentials: as small for long ones, and nothing to steal from the memory.
+type Digest = [u8; 32];
+
+fn key(credentials: &Credentials) -> Digest {
+    let mut hash = Sha256::new();
+    for part in credentials.parts() {
+        // The length keeps what belongs to one part from counting for the next.
+        hash.update(part.len().to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
 }
 
 #[cfg(test)]
@@ -116,19 +144,18 @@ mod tests {
     use crate::clock;
 
     fn credentials(usersig: &str) -> Credentials {
-        let query = format!("/?sdkappid=1&identifier=a&usersig={usersig}");
-        let (app, name, sig) = (
-            query.find("=1").unwrap(),
-            query.find("=a").unwrap(),
-            query.len(),
-        );
-        Credentials::new(
-            query.parse().unwrap(),
-            app + 1..app + 2,
-            name + 1..name + 2,
-            sig - usersig.len()..sig,
-            1,
-        )
+        of(["1", "a", usersig])
+    }
+
+    fn of(parts: [&str; 3]) -> Credentials {
+        let query = format!("/?{}", parts.join("&"));
+        let mut start = 2;
+        let [app, name, sig] = parts.map(|part| {
+            let range = start..start + part.len();
+            start = range.end + 1;
+            range
+        });
+        Credentials::new(query.parse().unwrap(), app, name, sig, 1)
     }
 
     #[test]
@@ -156,5 +183,34 @@ mod tests {
             refused.learn(&credentials("x"), code, clock::now());
             assert_eq!(refused.check(&credentials("x"), clock::now()), Ok(()));
         }
+    }
+
+    #[test]
+    fn parts_should_not_run_into_each_other() {
+        let refused = RefusedCredentials::new();
+        let now = clock::now();
+        refused.learn(&of(["12", "ab", "x"]), 70_001, now);
+        assert!(refused.check(&of(["12", "ab", "x"]), now).is_err());
+        for other in [
+            ["1", "2ab", "x"],
+            ["12", "a", "bx"],
+            ["12", "abx", ""],
+            ["ab", "12", "x"],
+        ] {
+            assert_eq!(refused.check(&of(other), now), Ok(()), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_should_be_bounded() {
+        let refused = RefusedCredentials::new();
+        let now = clock::now();
+        for n in 0..2 * CAPACITY {
+            refused.learn(&credentials(&n.to_string()), 70_001, now);
+        }
+        refused.memories.run_pending_tasks();
+        let remembered = refused.memories.entry_count();
+        assert!(remembered <= CAPACITY, "{remembered}");
+        assert!(remembered > CAPACITY / 2, "{remembered}");
     }
 }

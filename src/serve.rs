@@ -15,6 +15,7 @@ use crate::{
     config::Config,
     gateway::Gateway,
     ingress::{Ingress, Limits},
+    keys::{Keys, Watches},
     lane::Lanes,
     metrics::Metrics,
     quota::local::Quota,
@@ -31,27 +32,42 @@ const SWEEP: Duration = Duration::from_secs(1);
 pub struct Core {
     /// The spine.
     pub gateway: Arc<Gateway>,
+    /// Who may call, and who signs.
+    pub keys: Arc<Keys>,
     /// The lanes.
     pub lanes: Arc<Lanes>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// How far it has come.
     pub lifecycle: Lifecycle,
+    watches: Watches,
     started: Instant,
 }
 
 impl Core {
     /// A gateway to the upstream behind `connector`. It knows of no process before it: `state.file`
-    /// is left alone.
+    /// is left alone, and so are files of secrets.
     pub fn new<C>(config: &Config, connector: C, metrics: Arc<Metrics>) -> Core
     where
         C: Connect + Clone + Send + Sync + 'static,
     {
-        Core::with_quota(config, connector, metrics, Quota::new(config))
+        Core::with(
+            config,
+            connector,
+            metrics,
+            Quota::new(config),
+            Keys::default(),
+        )
     }
 
-    /// The same with windows that may know of a process before this one.
-    pub fn with_quota<C>(config: &Config, connector: C, metrics: Arc<Metrics>, quota: Quota) -> Core
+    /// The same with windows that may know of a process before this one, and with keys.
+    pub fn with<C>(
+        config: &Config,
+        connector: C,
+        metrics: Arc<Metrics>,
+        quota: Quota,
+        mut keys: Keys,
+    ) -> Core
     where
         C: Connect + Clone + Send + Sync + 'static,
     {
@@ -63,12 +79,22 @@ impl Core {
         let upstream = Upstream::new(config, attempt, &metrics);
         let lanes = Lanes::new(config, Arc::new(quota), upstream, metrics.clone());
         let lifecycle = Lifecycle::new();
-        let gateway = Gateway::new(config, lanes.clone(), metrics.clone(), lifecycle.clone());
+        let watches = std::mem::take(&mut keys.watches);
+        let keys = Arc::new(keys);
+        let gateway = Gateway::new(
+            config,
+            keys.clone(),
+            lanes.clone(),
+            metrics.clone(),
+            lifecycle.clone(),
+        );
         Core {
             gateway: Arc::new(gateway),
+            keys,
             lanes,
             metrics,
             lifecycle,
+            watches,
             started: clock::now(),
         }
     }
@@ -103,16 +129,17 @@ pub struct Bound {
 
 impl Bound {
     /// Binds both ports and builds the parts.
-    pub async fn new(config: &Config) -> io::Result<Bound> {
+    pub async fn new(config: &Config, keys: Keys) -> io::Result<Bound> {
         let callers_tls = tls::for_callers(&config.listen.tls)?.map(Arc::new);
         let upstream_tls = Arc::new(tls::for_upstream(config.upstream.ca.clone())?);
         let traffic = bind("listen.traffic", config.listen.traffic).await?;
         let admin = bind("listen.admin", config.listen.admin).await?;
-        let core = Core::with_quota(
+        let core = Core::with(
             config,
             connector(config, upstream_tls.clone()),
             Arc::new(Metrics::of_this_process()),
             Quota::with_state(config)?,
+            keys,
         );
         let limits = Limits::from(&config.listen);
         Ok(Bound {
@@ -153,6 +180,7 @@ impl Bound {
             callers_tls,
             upstream_tls,
         } = self;
+        let keys = tokio::spawn(core.keys.follow(core.watches));
         let sweeper = tokio::spawn(Core::sweep(core.lanes.quota.clone()));
         let follower = {
             let (metrics, callers_tls) = (core.metrics.clone(), callers_tls.clone());
@@ -195,7 +223,7 @@ impl Bound {
             () = callers => {}
             () = drain => {}
         }
-        for task in [operators, sweeper, follower] {
+        for task in [operators, sweeper, follower, keys] {
             task.abort();
         }
         tracing::info!("stopped");
@@ -203,9 +231,9 @@ impl Bound {
 }
 
 /// `chat-gateway serve`: runs until a signal and says how it ended.
-pub async fn serve(config: Config) -> io::Result<ExitCode> {
+pub async fn serve(config: Config, keys: Keys) -> io::Result<ExitCode> {
     let mut signals = Signals::listen()?;
-    let bound = Bound::new(&config).await?;
+    let bound = Bound::new(&config, keys).await?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         traffic = %bound.traffic()?,
@@ -213,6 +241,9 @@ pub async fn serve(config: Config) -> io::Result<ExitCode> {
         upstream = %config.upstream.url,
         "chat-gateway is ready"
     );
+    for warning in bound.core.keys.warnings(&config) {
+        tracing::warn!("{warning}");
+    }
     announce_windows(&config, &bound.core.lanes.quota);
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let running = bound.run(async {

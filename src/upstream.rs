@@ -13,6 +13,7 @@ pub mod breaker;
 pub mod client;
 pub mod meter;
 pub mod retry;
+pub mod sign;
 pub mod trip;
 
 use std::{sync::Arc, time::Duration};
@@ -22,11 +23,13 @@ use parking_lot::Mutex;
 use tower::{ServiceBuilder, retry::RetryLayer, util::BoxCloneSyncService};
 
 use crate::{
-    call::{Head, Reply},
+    call::{Credentials, Head, Reply},
     catalogue::{Command, OTHER},
     config::Config,
+    error::Refusal,
     metrics::Metrics,
     quota::{floor::RttFloor, permit::Permit, scopes::Scopes},
+    refused::RefusedCredentials,
 };
 use breaker::Breaker;
 use client::Attempt;
@@ -38,6 +41,8 @@ use trip::Trip;
 pub struct Outbound {
     /// Its entry in the catalogue; none for a call that passes through.
     pub command: Option<&'static Command>,
+    /// Who asks; none for a call that passes through.
+    pub credentials: Option<Credentials>,
     /// Method, target and headers.
     pub head: Arc<Head>,
     /// The body.
@@ -55,6 +60,7 @@ impl Clone for Outbound {
     fn clone(&self) -> Outbound {
         Outbound {
             command: self.command,
+            credentials: self.credentials.clone(),
             head: self.head.clone(),
             body: self.body.clone(),
             scopes: self.scopes.clone(),
@@ -86,6 +92,10 @@ pub enum Failure {
     /// There was no permit before the last caller's deadline: nothing was sent.
     #[error("no quota was free before the deadline")]
     NoPermit,
+    /// While it waited the upstream refused another call with the same credentials: nothing was
+    /// sent.
+    #[error("{}", .0.info)]
+    Refused(Refusal),
 }
 
 /// The stack that sends one call, with its repeats.
@@ -98,6 +108,8 @@ pub struct Upstream {
     pub stack: Stack,
     /// Whether there is anyone to send to.
     pub breaker: Arc<Breaker>,
+    /// Credentials that it has just refused.
+    pub refused: Arc<RefusedCredentials>,
     /// How long calls take there.
     pub service_time: Arc<trip::ServiceTime>,
     /// What every round trip takes at least.
@@ -111,6 +123,7 @@ impl Upstream {
             config.retry.first_backoff,
             config.retry.max_backoff,
         ));
+        let refused = Arc::new(RefusedCredentials::new());
         let service_time = Arc::new(trip::ServiceTime::default());
         let floor = Arc::new(Mutex::new(RttFloor::default()));
         let repeat = retry::Repeats::new(&config.retry, service_time.clone(), metrics.clone());
@@ -120,6 +133,7 @@ impl Upstream {
                 Meter::new(
                     inner,
                     breaker.clone(),
+                    refused.clone(),
                     service_time.clone(),
                     floor.clone(),
                     metrics.clone(),
@@ -129,6 +143,7 @@ impl Upstream {
         Upstream {
             stack: BoxCloneSyncService::new(stack),
             breaker,
+            refused,
             service_time,
             floor,
         }

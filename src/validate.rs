@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{Method, uri::PathAndQuery};
 
 use crate::{
-    call::{Call, Caller, Credentials, Head, Target, Travels},
+    call::{Call, Caller, Credentials, Head, SignedBy, Target, Travels},
     catalogue::{Command, rules},
     clock::Instant,
     error::{self, Refusal},
@@ -27,6 +27,8 @@ pub struct Terms {
     pub deadline: Instant,
     /// Whether the caller and the settings allow merging.
     pub travels: Travels,
+    /// Whose signature is in the URL.
+    pub signed_by: SignedBy,
     /// What `random` is to be if the caller left it out.
     pub random: u32,
 }
@@ -73,13 +75,14 @@ pub fn validate(
     if let Some(filled) = filled {
         head.target = filled;
     }
-    let credentials = Credentials::new(
+    let mut credentials = Credentials::new(
         head.target.clone(),
         at(query.sdkappid),
         at(query.identifier),
         at(query.usersig),
         query.app,
     );
+    credentials.signed_by = terms.signed_by;
     drop(object);
     Ok(Call {
         command,
@@ -240,7 +243,7 @@ impl Query {
 
 /// Name, value and the range of the value in the query. Names are compared as they are written:
 /// an encoded one is another name.
-fn parameters(query: &str) -> impl Iterator<Item = (&str, &str, Range<usize>)> {
+pub(crate) fn parameters(query: &str) -> impl Iterator<Item = (&str, &str, Range<usize>)> {
     let mut start = 0;
     query.split('&').filter_map(move |part| {
         let begin = start;
@@ -295,6 +298,7 @@ mod tests {
             received: now,
             deadline: now,
             travels: Travels::Together,
+            signed_by: SignedBy::Caller,
             random: 7,
         };
         validate(

@@ -24,18 +24,20 @@ struct Printer {
 impl Printer {
     fn line(&mut self, line: &str) {
         if !self.headed {
-            let gap = if self.text.is_empty() { "" } else { "\n" };
-            self.text.extend([
-                gap,
-                "[",
-                &self.path.join("."),
-                "]
-",
-            ]);
+            self.header(&format!("[{}]", self.path.join(".")));
             self.headed = true;
         }
         self.text.push_str(line);
         self.text.push('\n');
+    }
+
+    fn header(&mut self, header: &str) {
+        let gap = if self.text.is_empty() { "" } else { "\n" };
+        self.text.extend([gap, header, "\n"]);
+    }
+
+    fn absent(&mut self, header: &str) {
+        self.header(&format!("# {header} is not set"));
     }
 }
 
@@ -46,6 +48,38 @@ impl Visitor for Printer {
         body(self);
         self.path.pop();
         self.headed = false;
+    }
+
+    fn optional_section<T: Default>(
+        &mut self,
+        name: &'static str,
+        value: &mut Option<T>,
+        body: impl FnOnce(&mut T, &mut Self),
+    ) {
+        match value {
+            Some(value) => self.section(name, |printer| body(value, printer)),
+            None => self.absent(&format!("[{name}]")),
+        }
+    }
+
+    fn list<T: Default>(
+        &mut self,
+        name: &'static str,
+        entries: &mut Vec<T>,
+        body: impl Fn(&mut T, &mut Self),
+    ) {
+        self.path.push(name);
+        let header = format!("[[{}]]", self.path.join("."));
+        for entry in &mut *entries {
+            self.header(&header);
+            self.headed = true;
+            body(entry, self);
+        }
+        self.path.pop();
+        self.headed = false;
+        if entries.is_empty() {
+            self.absent(&header);
+        }
     }
 
     fn setting<K: Kind>(&mut self, name: &'static str, value: &mut K::Value, kind: &K) {

@@ -11,7 +11,7 @@ use super::relations;
 use super::schema::{self, Visitor};
 use super::settings::Config;
 use super::suggest::{self, Known, Shape};
-use super::tree::{Finding, Item, Place, Value};
+use super::tree::{Element, Finding, Item, Place, Value};
 
 /// Applies sources one after another and collects what is wrong.
 #[derive(Default)]
@@ -63,6 +63,17 @@ impl<'a> Reader<'a> {
                 place: unknown.place,
                 message,
             });
+        }
+        for missing in relations::incomplete(config) {
+            let judged = |setting| !self.wrong.contains(setting);
+            if let Some(place) = self.places.get(&missing.entry)
+                && judged(missing.setting)
+            {
+                self.findings.push(Finding {
+                    place: *place,
+                    message: missing.message,
+                });
+            }
         }
         for conflict in relations::conflicts(config) {
             if conflict
@@ -156,6 +167,35 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// What each of the sections `[[path]]` holds, and where it begins; a single `[path]` is one.
+    fn list_sections(
+        &mut self,
+        path: &str,
+        item: Option<Item<'a>>,
+    ) -> Vec<(Place<'a>, Vec<Item<'a>>)> {
+        let Some(item) = item else { return Vec::new() };
+        let elements = match item.value {
+            Value::List(elements) => elements,
+            value => vec![Element {
+                place: item.place,
+                value,
+            }],
+        };
+        let mut sections = Vec::new();
+        for Element { place, value } in elements {
+            if let Value::Section(items) = value {
+                sections.push((place, items));
+                continue;
+            }
+            let message = format!(
+                "{path} is {}, but it is a section: write [[{path}]] and its settings below",
+                value.described()
+            );
+            self.findings.push(Finding { place, message });
+        }
+        sections
+    }
+
     /// What a section holds; a value in its stead is a mistake.
     fn section_items(&mut self, path: &str, item: Option<Item<'a>>) -> Vec<Item<'a>> {
         let Some(item) = item else { return Vec::new() };
@@ -185,6 +225,77 @@ impl Visitor for Reader<'_> {
         self.enter(path, items);
         body(self);
         self.leave();
+    }
+
+    fn optional_section<T: Default>(
+        &mut self,
+        name: &'static str,
+        value: &mut Option<T>,
+        body: impl FnOnce(&mut T, &mut Self),
+    ) {
+        let (path, item) = self.take_known(name, Shape::Section);
+        let place = item.as_ref().map(|item| item.place);
+        let items = self.section_items(&path, item);
+        // One that is absent has names too, which are to be known.
+        let mut absent = T::default();
+        let section = match place {
+            Some(place) => {
+                self.places.entry(path.clone()).or_insert(place);
+                value.get_or_insert_default()
+            }
+            None => value.as_mut().unwrap_or(&mut absent),
+        };
+        self.enter(path, items);
+        body(section, self);
+        self.leave();
+    }
+
+    fn list<T: Default>(
+        &mut self,
+        name: &'static str,
+        entries: &mut Vec<T>,
+        body: impl Fn(&mut T, &mut Self),
+    ) {
+        let (path, item) = self.take_known(name, Shape::Section);
+        // A whole list takes the place of the one before; a single section changes the only one.
+        let is_whole = item.as_ref().is_some_and(|item| {
+            matches!(item.value, Value::List(_)) || matches!(item.place, Place::File(_))
+        });
+        if is_whole {
+            entries.clear();
+        }
+        let written = self.list_sections(&path, item);
+        if written.is_empty() {
+            self.enter(path, Vec::new());
+            body(&mut T::default(), self);
+            self.leave();
+            return;
+        }
+        for (place, items) in written {
+            if !is_whole && entries.len() > 1 {
+                let message = format!(
+                    "there are {} sections [[{path}]], so this names none of them; write it in the \
+                     file",
+                    entries.len()
+                );
+                self.findings.push(Finding { place, message });
+                continue;
+            }
+            if is_whole || entries.is_empty() {
+                entries.push(T::default());
+            }
+            let Some(last) = entries.len().checked_sub(1) else {
+                continue;
+            };
+            let known = self.places.entry(relations::entry(&path, last));
+            let known = known.or_insert(place);
+            if is_whole {
+                *known = place;
+            }
+            self.enter(path.clone(), items);
+            body(&mut entries[last], self);
+            self.leave();
+        }
     }
 
     fn setting<K: Kind>(&mut self, name: &'static str, value: &mut K::Value, kind: &K) {
@@ -287,7 +398,7 @@ impl Unknown<'_> {
 fn later_message(path: &str, value: &Value<'_>, place: Place<'_>, until_then: &str) -> String {
     let (what, noun) = match value {
         Value::Section(_) => (format!("[{path}]"), "section"),
-        Value::List => (format!("[[{path}]]"), "section"),
+        Value::List(_) => (format!("[[{path}]]"), "section"),
         _ => (path.to_owned(), "setting"),
     };
     let noun = match place {

@@ -14,6 +14,108 @@ pub(super) struct Conflict {
     pub(super) only_if_both_written: bool,
 }
 
+/// Something that a section lacks or says twice.
+pub(super) struct Incomplete {
+    /// The section, as [`entry`] names it.
+    pub(super) entry: String,
+    /// The setting; a wrong value of it is not called missing as well.
+    pub(super) setting: &'static str,
+    pub(super) message: String,
+}
+
+/// The name of one of the sections `[[path]]`.
+pub(super) fn entry(path: &str, index: usize) -> String {
+    format!("{path}[{index}]")
+}
+
+/// Sections that cannot be used as they are.
+pub(super) fn incomplete(config: &Config) -> Vec<Incomplete> {
+    let mut found = Vec::new();
+    let mut note = |wrong: bool, entry: String, setting, message: String| {
+        if wrong {
+            found.push(Incomplete {
+                entry,
+                setting,
+                message,
+            });
+        }
+    };
+    for (index, app) in config.credentials.iter().enumerate() {
+        for (missing, setting, what) in [
+            (
+                app.sdkappid == 0,
+                "credentials.sdkappid",
+                "the number of the app",
+            ),
+            (
+                app.identifier.is_empty(),
+                "credentials.identifier",
+                "the name of an administrator of the app",
+            ),
+            (
+                app.secret_key_file.as_os_str().is_empty(),
+                "credentials.secret_key_file",
+                "a file with the secret key of the app",
+            ),
+        ] {
+            let message = format!("{setting} is missing; write {what}");
+            note(missing, entry("credentials", index), setting, message);
+        }
+        let before = &config.credentials[..index];
+        let again = before.iter().any(|other| other.sdkappid == app.sdkappid);
+        note(
+            again && app.sdkappid != 0,
+            entry("credentials", index),
+            "credentials.sdkappid",
+            format!(
+                "credentials.sdkappid is {} a second time; keep one section for each app",
+                app.sdkappid
+            ),
+        );
+    }
+    let Some(access) = &config.access else {
+        return found;
+    };
+    note(
+        access.tokens_file.as_os_str().is_empty(),
+        "access".to_owned(),
+        "access.tokens_file",
+        "access.tokens_file is missing; write a file with lines of NAME TOKEN, or leave [access] \
+         out to let whoever reaches the port call"
+            .to_owned(),
+    );
+    for (index, caller) in access.callers.iter().enumerate() {
+        let entry = || entry("access.caller", index);
+        let setting = "access.caller.name";
+        note(
+            caller.name.is_empty(),
+            entry(),
+            setting,
+            format!("{setting} is missing; write a name from access.tokens_file"),
+        );
+        let before = &access.callers[..index];
+        let again = before.iter().any(|other| other.name == caller.name);
+        note(
+            again && !caller.name.is_empty(),
+            entry(),
+            setting,
+            format!(
+                "{setting} is \"{}\" a second time; keep one section for each caller",
+                caller.name
+            ),
+        );
+        note(
+            caller.burst.is_some() && caller.rate.is_none(),
+            entry(),
+            "access.caller.rate",
+            "access.caller.burst is written without access.caller.rate; write both, or leave both \
+             out for no limit"
+                .to_owned(),
+        );
+    }
+    found
+}
+
 /// Everything in `config` that cannot work together.
 pub(super) fn conflicts(config: &Config) -> Vec<Conflict> {
     let Config {

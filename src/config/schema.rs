@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::caller::{CallerName, CommandNames, Identifier};
 use super::duration::DurationIn;
 use super::kind::{Choice, CountIn, FilePath, Kind, ListenAddress, NumberIn, Switch};
 use super::level::LogFilter;
 use super::settings::{
-    ApiQuota, Config, Count, ExtensionQuota, Listen, Log, LogFormat, Order, Profile, Queue, Quota,
-    Quotas, Retry, StatusCodes, Upstream,
+    Access, AccessCaller, ApiQuota, Config, Count, Credentials, ExtensionQuota, Listen, Log,
+    LogFormat, Order, Profile, Queue, Quota, Quotas, Retry, StatusCodes, Upstream,
 };
 use super::size::SizeIn;
 use super::upstream_url::Url;
@@ -43,6 +44,10 @@ const LIMIT: CountIn<u32> = CountIn {
 const CALLS: CountIn<usize> = CountIn {
     min: 1,
     max: 10_000_000,
+};
+const APP: CountIn<u64> = CountIn {
+    min: 1,
+    max: u64::MAX,
 };
 const CONNECTIONS: CountIn<usize> = CountIn {
     min: 1,
@@ -95,6 +100,22 @@ pub(super) trait Visitor: Sized {
     /// A section; `body` leads past what is in it.
     fn section(&mut self, name: &'static str, body: impl FnOnce(&mut Self));
 
+    /// A section that may be left out.
+    fn optional_section<T: Default>(
+        &mut self,
+        name: &'static str,
+        value: &mut Option<T>,
+        body: impl FnOnce(&mut T, &mut Self),
+    );
+
+    /// A section that may be there several times, as `[[name]]`.
+    fn list<T: Default>(
+        &mut self,
+        name: &'static str,
+        entries: &mut Vec<T>,
+        body: impl Fn(&mut T, &mut Self),
+    );
+
     /// A setting that always has a value.
     fn setting<K: Kind>(&mut self, name: &'static str, value: &mut K::Value, kind: &K);
 
@@ -126,6 +147,8 @@ pub(super) fn visit<V: Visitor>(config: &mut Config, v: &mut V) {
         shutdown,
         retry,
         quota,
+        credentials,
+        access,
         state,
         log,
     } = config;
@@ -140,6 +163,8 @@ pub(super) fn visit<V: Visitor>(config: &mut Config, v: &mut V) {
     });
     v.section("retry", |v| visit_retry(retry, v));
     v.section("quota", |v| visit_quotas(quota, v));
+    v.list("credentials", credentials, visit_credentials);
+    v.optional_section("access", access, visit_access);
     v.section("state", |v| {
         v.optional("file", &mut state.file, &FilePath);
         v.setting("hold", &mut state.hold, &HOLD);
@@ -150,8 +175,6 @@ pub(super) fn visit<V: Visitor>(config: &mut Config, v: &mut V) {
         "only the commands that the gateway knows have quotas of their own",
     );
     v.later("shared", "each process keeps its own windows");
-    v.later("credentials", "callers sign their calls");
-    v.later("access", "whoever reaches the port may call");
     v.later("trace", "there are logs and metrics, but no traces");
 }
 
@@ -234,6 +257,37 @@ fn visit_quota<V: Visitor>(quota: (&mut u32, &mut Duration, &mut Profile), v: &m
     v.setting("limit", limit, &LIMIT);
     v.setting("window", window, &WINDOW);
     v.setting("profile", profile, &PROFILE);
+}
+
+fn visit_credentials<V: Visitor>(credentials: &mut Credentials, v: &mut V) {
+    let Credentials {
+        sdkappid,
+        identifier,
+        secret_key_file,
+    } = credentials;
+    v.setting("sdkappid", sdkappid, &APP);
+    v.setting("identifier", identifier, &Identifier);
+    v.setting("secret_key_file", secret_key_file, &FilePath);
+}
+
+fn visit_access<V: Visitor>(access: &mut Access, v: &mut V) {
+    let Access {
+        tokens_file,
+        callers,
+    } = access;
+    v.setting("tokens_file", tokens_file, &FilePath);
+    v.list("caller", callers, |caller, v| {
+        let AccessCaller {
+            name,
+            commands,
+            rate,
+            burst,
+        } = caller;
+        v.setting("name", name, &CallerName);
+        v.optional("commands", commands, &CommandNames);
+        v.optional("rate", rate, &LIMIT);
+        v.optional("burst", burst, &LIMIT);
+    });
 }
 
 fn visit_log<V: Visitor>(log: &mut Log, v: &mut V) {

@@ -25,6 +25,10 @@ pub struct Config {
     pub retry: Retry,
     /// What the API allows.
     pub quota: Quotas,
+    /// The apps for which the gateway signs. Default: none, and callers sign.
+    pub credentials: Vec<Credentials>,
+    /// Who may call. Default: whoever reaches the port.
+    pub access: Option<Access>,
     /// What a restart does to the windows.
     pub state: State,
     /// What is logged, and how.
@@ -211,6 +215,39 @@ pub enum Count {
     Calls,
     /// Pairs of a key and a value, of which a call carries up to 20.
     Pairs,
+}
+
+/// `[credentials]`, or `[[credentials]]` for each of several apps: whom the gateway signs for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Credentials {
+    /// The app, 1 or more. Callers who leave `sdkappid` out get it if it is the only one.
+    pub sdkappid: u64,
+    /// The administrator in whose name calls are signed, up to 32 bytes.
+    pub identifier: String,
+    /// A file with the secret key of the app, as the console shows it. Re-read when it changes.
+    pub secret_key_file: PathBuf,
+}
+
+/// `[access]`: who may call.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Access {
+    /// A file with lines of `NAME TOKEN`. Re-read when it changes.
+    pub tokens_file: PathBuf,
+    /// What single callers may do. Those who are not named here may call everything.
+    pub callers: Vec<AccessCaller>,
+}
+
+/// `[[access.caller]]`: what one caller may do.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AccessCaller {
+    /// The name of his tokens in `access.tokens_file`.
+    pub name: String,
+    /// The commands that he may call, as `command` or `service/command`. Default: all.
+    pub commands: Option<Vec<String>>,
+    /// Calls a second in the long run, 1 to 1,000,000. Default: no limit.
+    pub rate: Option<u32>,
+    /// Calls that he may make at once after a pause, 1 to 1,000,000. Default: `rate`.
+    pub burst: Option<u32>,
 }
 
 /// `[state]`: what a restart does to the windows.

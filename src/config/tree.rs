@@ -16,6 +16,14 @@ pub(super) enum Place<'a> {
 }
 
 impl Place<'_> {
+    /// The same place of a settings file.
+    fn detached<'b>(self) -> Place<'b> {
+        match self {
+            Place::File(offset) => Place::File(offset),
+            Place::Environment(_) | Place::Override(_) => Place::File(0),
+        }
+    }
+
     /// Higher ranks override lower ones.
     pub(super) fn rank(self) -> u8 {
         match self {
@@ -43,6 +51,13 @@ pub(super) struct Item<'a> {
     pub(super) value_place: Place<'a>,
 }
 
+/// A value of a list.
+#[derive(Debug)]
+pub(super) struct Element<'a> {
+    pub(super) place: Place<'a>,
+    pub(super) value: Value<'a>,
+}
+
 /// What a key was given.
 #[derive(Debug)]
 pub(super) enum Value<'a> {
@@ -52,7 +67,7 @@ pub(super) enum Value<'a> {
     Float(Cow<'a, str>),
     Boolean(bool),
     Section(Vec<Item<'a>>),
-    List,
+    List(Vec<Element<'a>>),
     Date,
     /// More digits than any setting can hold.
     HugeInteger,
@@ -67,7 +82,7 @@ impl Value<'_> {
             Value::Float(_) => "a float",
             Value::Boolean(_) => "a boolean",
             Value::Section(_) => "a section",
-            Value::List => "a list",
+            Value::List(_) => "a list",
             Value::Date => "a date",
             Value::HugeInteger => "too large a number",
         }
@@ -83,7 +98,13 @@ pub(super) fn value<'a>(parsed: DeValue<'a>, place: &impl Fn(usize) -> Place<'a>
         DeValue::Float(digits) => Value::Float(Cow::Owned(digits.as_str().to_owned())),
         DeValue::Boolean(flag) => Value::Boolean(flag),
         DeValue::Datetime(_) => Value::Date,
-        DeValue::Array(_) => Value::List,
+        DeValue::Array(array) => {
+            let element = |parsed: toml::Spanned<DeValue<'a>>| Element {
+                place: place(parsed.span().start),
+                value: value(parsed.into_inner(), place),
+            };
+            Value::List(array.into_iter().map(element).collect())
+        }
         DeValue::Table(table) => Value::Section(items(table, place)),
     }
 }
@@ -109,18 +130,11 @@ pub(super) fn items<'a>(
 impl Item<'_> {
     /// The same item of a settings file, cut loose from the text that it was read from.
     pub(super) fn detached<'b>(self) -> Item<'b> {
-        let offset = |place| {
-            if let Place::File(offset) = place {
-                offset
-            } else {
-                0
-            }
-        };
         Item {
             key: Cow::Owned(self.key.into_owned()),
-            place: Place::File(offset(self.place)),
+            place: self.place.detached(),
             value: self.value.detached(),
-            value_place: Place::File(offset(self.value_place)),
+            value_place: self.value_place.detached(),
         }
     }
 }
@@ -135,7 +149,13 @@ impl Value<'_> {
             Value::Section(items) => {
                 Value::Section(items.into_iter().map(Item::detached).collect())
             }
-            Value::List => Value::List,
+            Value::List(elements) => {
+                let detached = elements.into_iter().map(|element| Element {
+                    place: element.place.detached(),
+                    value: element.value.detached(),
+                });
+                Value::List(detached.collect())
+            }
             Value::Date => Value::Date,
             Value::HugeInteger => Value::HugeInteger,
         }

@@ -12,6 +12,7 @@ use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 
 use crate::{
     config::{Config, Scheme, UpstreamUrl},
+    keys::Keys,
     metrics::Metrics,
     serve::Bound,
     simulate::{Fault, Report, Settings, Simulator},
@@ -54,7 +55,7 @@ impl Stage {
         let seed = rand::random();
         let behind = Upstream::start(misbehaving(seed)).await?;
         let beside = Upstream::start(misbehaving(seed)).await?;
-        let bound = Bound::new(&in_front_of(behind.address)?).await?;
+        let bound = Bound::new(&in_front_of(behind.address)?, Keys::default()).await?;
         let (traffic, admin) = (bound.traffic()?, bound.admin()?);
         let metrics = bound.core().metrics.clone();
         Ok(Stage {

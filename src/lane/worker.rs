@@ -15,7 +15,7 @@ use crate::{
     call::{Call, Head},
     quota::{permit::Permit, scopes::Scopes},
     upstream::{
-        Outbound, meter,
+        Failure, Outbound, meter,
         trip::{Answer, Seat, Trip},
     },
 };
@@ -86,6 +86,11 @@ fn depart(lanes: &Lanes, lane: &Lane, mut permit: Permit) -> Option<Outbound> {
     };
     let batch = state.queue.take(plan);
     let (head, body) = request(&batch);
+    // Of all members: others do not travel together.
+    let credentials = batch
+        .jobs
+        .first()
+        .map(|(_, job)| job.call.credentials.clone());
     let scopes = permit.scopes().clone();
     let command = batch.command;
     let trip = Arc::new(Trip::for_batch(batch.jobs.into_iter().map(seat).collect()));
@@ -94,6 +99,7 @@ fn depart(lanes: &Lanes, lane: &Lane, mut permit: Permit) -> Option<Outbound> {
     lanes.metrics.batch(command.name, trip.batch());
     Some(Outbound {
         command: Some(command),
+        credentials,
         head,
         body,
         scopes,
@@ -118,7 +124,9 @@ async fn arrive(lanes: &Lanes, lane: &Lane, outbound: Outbound) {
         Ok(reply) => seats.iter().map(|_| Fate::Reply(reply.clone())).collect(),
         Err(_) => Vec::new(),
     };
-    if let Err(failure) = &result {
+    if let Err(failure) = &result
+        && !matches!(failure, Failure::Refused(_))
+    {
         tracing::warn!(
             command = sent.name,
             calls = trip.batch(),

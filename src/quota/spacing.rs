@@ -29,7 +29,7 @@ impl Spacing {
         let quota = governor::Quota::with_period(gap)
             .expect("the gap is not zero")
             .allow_burst(NonZeroU32::MIN);
-        let clock = OverTokio { base: clock::now() };
+        let clock = OverTokio::from_now();
         Spacing {
             gap,
             limiter: RateLimiter::direct_with_clock(quota, clock),
@@ -64,8 +64,15 @@ impl Spacing {
 
 /// governor's view of the gateway's clock, which paused time moves.
 #[derive(Clone, Debug)]
-struct OverTokio {
+pub struct OverTokio {
     base: Instant,
+}
+
+impl OverTokio {
+    /// A clock that counts from now on.
+    pub fn from_now() -> OverTokio {
+        OverTokio { base: clock::now() }
+    }
 }
 
 impl Clock for OverTokio {

@@ -17,7 +17,9 @@ use chat_gateway::{
     call::Caller,
     clock::{self, Instant},
     config::{Config, Sources, load},
+    keys::Keys,
     metrics::Metrics,
+    quota::local::Quota,
     serve::Core,
     simulate::{Arrival, Fault, QuotaKey, Script, Settings, Simulator},
 };
@@ -78,7 +80,9 @@ impl World {
             simulator: simulator.clone(),
             reachable: reachable.clone(),
         };
-        let core = Core::new(config, connector, Arc::new(Metrics::new()));
+        let keys = Keys::open(config).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+        let metrics = Arc::new(Metrics::new());
+        let core = Core::with(config, connector, metrics, Quota::new(config), keys);
         tokio::spawn(Core::sweep(core.lanes.quota.clone()));
         World {
             simulator,

@@ -2,6 +2,8 @@
 //!
 //! - [`whole`]: the whole gateway over the simulator, in paused time
 //! - [`fair`]: the same with turns between callers
+//! - [`access`]: tokens, commands and rates of callers
+//! - [`signing`]: signatures that the gateway makes, and those that the API refuses
 //! - [`promises`]: the whole gateway with random callers, arrivals, failures and departures, from seeds
 //! - [`zoo`]: every way in which the upstream could count, and other spenders
 //! - [`http2`]: an upstream that is played frame by frame
@@ -10,6 +12,7 @@
 //! - [`readme`]: what README.md says of the program
 //! - [`tidy`]: house rules that a text search can check
 
+mod access;
 mod binary;
 mod fair;
 mod fuzz;
@@ -17,6 +20,7 @@ mod harness;
 mod http2;
 mod promises;
 mod readme;
+mod signing;
 mod tidy;
 mod whole;
 mod zoo;

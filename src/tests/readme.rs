@@ -153,10 +153,11 @@ fn metrics_in_the_readme_should_be_those_of_the_program() {
 
 #[test]
 fn reasons_in_the_readme_should_be_those_of_the_program() {
-    const REASONS: [Reason; 8] = [
+    const REASONS: [Reason; 9] = [
         Reason::Invalid,
         Reason::TooLarge,
         Reason::Unauthorized,
+        Reason::CallerLimit,
         Reason::Deadline,
         Reason::QueueFull,
         Reason::UpstreamUnreachable,
@@ -169,6 +170,7 @@ fn reasons_in_the_readme_should_be_those_of_the_program() {
             Reason::Invalid
             | Reason::TooLarge
             | Reason::Unauthorized
+            | Reason::CallerLimit
             | Reason::Deadline
             | Reason::QueueFull
             | Reason::UpstreamUnreachable

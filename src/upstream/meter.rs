@@ -21,6 +21,7 @@ use crate::{
     clock,
     metrics::Metrics,
     quota::{floor::RttFloor, permit::Permit, scopes::Scopes},
+    refused::RefusedCredentials,
 };
 
 /// Gives each attempt the breaker's leave and a permit, sends it and settles both.
@@ -28,6 +29,7 @@ use crate::{
 pub struct Meter<S> {
     inner: S,
     breaker: Arc<Breaker>,
+    refused: Arc<RefusedCredentials>,
     service_time: Arc<ServiceTime>,
     floor: Arc<Mutex<RttFloor>>,
     metrics: Arc<Metrics>,
@@ -38,6 +40,7 @@ impl<S> Meter<S> {
     pub fn new(
         inner: S,
         breaker: Arc<Breaker>,
+        refused: Arc<RefusedCredentials>,
         service_time: Arc<ServiceTime>,
         floor: Arc<Mutex<RttFloor>>,
         metrics: Arc<Metrics>,
@@ -45,6 +48,7 @@ impl<S> Meter<S> {
         Meter {
             inner,
             breaker,
+            refused,
             service_time,
             floor,
             metrics,
@@ -87,6 +91,13 @@ where
 {
     async fn send(mut self, mut outbound: Outbound) -> Result<Reply, Failure> {
         let (permit, leave) = permit(&self.breaker, &mut outbound).await?;
+        let credentials = outbound.credentials.clone();
+        if let Some(credentials) = &credentials
+            && let Err(refusal) = self.refused.check(credentials, clock::now())
+        {
+            permit.refund();
+            return Err(Failure::Refused(refusal));
+        }
         let (trip, command, label) = (outbound.trip.clone(), outbound.command, outbound.label());
         trip.departed();
         let sent_at = clock::now();
@@ -99,6 +110,9 @@ where
             Ok(reply) => {
                 leave.reached();
                 self.service_time.record(took);
+                if let (Some(credentials), Some(code)) = (&credentials, reply.code) {
+                    self.refused.learn(credentials, code, returned_at);
+                }
                 match retry::over_quota(command, reply) {
                     Some(whose) => {
                         permit.scopes().refused(whose, sent_at, returned_at);
@@ -119,7 +133,7 @@ where
                 leave.unreachable(cause);
                 permit.refund();
             }
-            Err(Failure::NoPermit) => permit.refund(),
+            Err(Failure::NoPermit | Failure::Refused(_)) => permit.refund(),
             Err(Failure::Lost(_) | Failure::TimedOut(_)) => {
                 leave.reached();
                 permit.lose(returned_at);

@@ -79,7 +79,7 @@ pub fn classify(command: Option<&Command>, outcome: &Result<Reply, Failure>) -> 
     };
     match outcome {
         Err(Failure::Unreachable(_)) => Verdict::Again(Cause::Unreachable),
-        Err(Failure::NoPermit) => Verdict::Final,
+        Err(Failure::NoPermit | Failure::Refused(_)) => Verdict::Final,
         Err(Failure::Lost(_)) => again(Cause::Lost),
         Err(Failure::TimedOut(_)) => again(Cause::TimedOut),
         Ok(reply) => match (command, over_quota(command, reply)) {
@@ -166,7 +166,9 @@ impl Policy<Outbound, Reply, Failure> for Repeats {
         outbound: &mut Outbound,
         outcome: &mut Result<Reply, Failure>,
     ) -> Option<Self::Future> {
-        if let (Err(Failure::NoPermit), Some(last)) = (&*outcome, self.last.take()) {
+        if let (Err(Failure::NoPermit | Failure::Refused(_)), Some(last)) =
+            (&*outcome, self.last.take())
+        {
             // The repeat was never sent: what the last attempt brought is the answer.
             *outcome = last;
             return None;

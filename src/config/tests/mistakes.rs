@@ -50,8 +50,8 @@ fn a_misspelt_name_is_answered_with_the_nearest_right_one() {
             "2:1: unknown section [queu]; did you mean [queue]?",
             "3:1: unknown setting queue_order; did you mean queue.order?",
             "4:1: unknown section [quue]; did you mean [queue]?",
-            "6:1: unknown section [zzz]; the sections are listen, log, merge, queue, quota, retry, \
-             shutdown, state, upstream",
+            "6:1: unknown section [zzz]; the sections are access, credentials, listen, log, merge, \
+             queue, quota, retry, shutdown, state, upstream",
         ],
     );
     check(
@@ -67,20 +67,16 @@ fn a_misspelt_name_is_answered_with_the_nearest_right_one() {
 fn a_part_of_a_later_version_is_refused_once() {
     check(
         "[shared]\nredis = \"x\"\nprefix = 1\n[shared.more]\n[[rule]]\na = 1\n[[rule]]\nb = 1\n\
-         [credentials]\n[access]\n[trace]\n\
+         [trace]\n\
          [quota.group_messages]\nlimit = 1\n",
         &[
             "1:1: [shared] is not in this version: each process keeps its own windows; remove the \
              section",
             "5:1: [[rule]] is not in this version: only the commands that the gateway knows have \
              quotas of their own; remove the section",
-            "9:1: [credentials] is not in this version: callers sign their calls; remove the \
-             section",
-            "10:1: [access] is not in this version: whoever reaches the port may call; remove the \
-             section",
-            "11:1: [trace] is not in this version: there are logs and metrics, but no traces; \
+            "9:1: [trace] is not in this version: there are logs and metrics, but no traces; \
              remove the section",
-            "12:1: [quota.group_messages] is not in this version: a quota with a name of its own \
+            "10:1: [quota.group_messages] is not in this version: a quota with a name of its own \
              belongs to a [[rule]]; remove the section",
         ],
     );
@@ -487,14 +483,14 @@ fn a_mistake_on_the_command_line_is_shown_by_its_key_without_the_value() {
             "queue.dedline=1",
             "queue..x=1",
             "queue=5",
-            "credentials.key=abc",
+            "state.file=1",
         ],
-        "--set credentials.key: [credentials] is not in this version: callers sign their calls; \
-         remove the option\n\
-         --set queue: queue is an integer, but it is a section: name one of its settings\n\
+        "--set queue: queue is an integer, but it is a section: name one of its settings\n\
          --set queue..x: names no setting; write a name such as queue.deadline\n\
          --set queue.deadline: has no value; write KEY=VALUE, such as queue.deadline=5s\n\
-         --set queue.dedline: unknown setting queue.dedline; did you mean queue.deadline?",
+         --set queue.dedline: unknown setting queue.dedline; did you mean queue.deadline?\n\
+         --set state.file: state.file is an integer; write the path of a file or leave the \
+         setting out",
     );
 }
 
@@ -505,4 +501,118 @@ fn a_variable_that_is_not_in_capitals_should_not_steer_a_terminal() {
         mistakes.to_string(),
         "CHAT_GATEWAY__q\\u{1b}[2J: is not in capitals; write CHAT_GATEWAY__Q\\u{1b}[2J"
     );
+}
+
+#[test]
+fn a_section_of_credentials_should_be_whole_and_of_one_app() {
+    check(
+        "[credentials]\nsdkappid = 0\nidentifier = \"a\"\n",
+        &[
+            "1:1: credentials.secret_key_file is missing; write a file with the secret key of the \
+             app",
+            "2:12: credentials.sdkappid is 0; write a whole number from 1 to 18446744073709551615",
+        ],
+    );
+    check(
+        "[[credentials]]\nsdkappid = 1\nidentifier = \"a\"\nsecret_key_file = \"k\"\n\
+         [[credentials]]\nsdkappid = 1\nsecret_key_file = \"k\"\nsecret_key = \"s3cret\"\n",
+        &[
+            "5:1: credentials.identifier is missing; write the name of an administrator of the app",
+            "5:1: credentials.sdkappid is 1 a second time; keep one section for each app",
+            "8:1: unknown setting credentials.secret_key; did you mean \
+             credentials.secret_key_file?",
+        ],
+    );
+    check(
+        "credentials = [1, \"s3cret\"]\n",
+        &[
+            "1:16: credentials is an integer, but it is a section: write [[credentials]] and its \
+             settings below",
+            "1:19: credentials is a string, but it is a section: write [[credentials]] and its \
+             settings below",
+        ],
+    );
+    let long = "x".repeat(33);
+    check(
+        &format!("[credentials]\nsdkappid = 1\nidentifier = \"{long}\"\nsecret_key_file = \"k\"\n"),
+        &[
+            "3:14: credentials.identifier is 33 bytes long, the API allows 32; write the name of an \
+             administrator of the app",
+        ],
+    );
+}
+
+#[test]
+fn what_a_section_of_credentials_lacks_may_come_from_elsewhere() {
+    let file = "[credentials]\nsdkappid = 1\nidentifier = \"a\"\n";
+    let key = [("CHAT_GATEWAY__CREDENTIALS__SECRET_KEY_FILE", "k")];
+    let config = from_all(file, &key, &["credentials.sdkappid=2"]).unwrap();
+    assert_eq!(config.credentials.len(), 1);
+    assert_eq!(config.credentials[0].sdkappid, 2);
+    assert_eq!(from_file(&config.to_toml()).unwrap(), config);
+    let whole = |app| {
+        format!("[[credentials]]\nsdkappid = {app}\nidentifier = \"a\"\nsecret_key_file = \"k\"\n")
+    };
+    let two = whole(1) + &whole(2);
+    let config = from_file(&two).unwrap();
+    assert_eq!(config.credentials.len(), 2);
+    assert_eq!(from_file(&config.to_toml()).unwrap(), config);
+    let list = r#"credentials=[{sdkappid = 5, identifier = "a", secret_key_file = "k"},
+                  {sdkappid = 6, identifier = "a", secret_key_file = "k"}]"#;
+    let config = from_all(&two, &[], &[list]).unwrap();
+    let apps: Vec<_> = config.credentials.iter().map(|app| app.sdkappid).collect();
+    assert_eq!(apps, [5, 6], "a whole list takes the place of the other");
+    assert_eq!(
+        from_all(&two, &[], &["credentials.sdkappid=3"])
+            .unwrap_err()
+            .to_string(),
+        "--set credentials.sdkappid: there are 2 sections [[credentials]], so this names none of \
+         them; write it in the file"
+    );
+}
+
+#[test]
+fn access_should_not_be_open_by_mistake() {
+    check(
+        "[access]\n",
+        &[
+            "1:1: access.tokens_file is missing; write a file with lines of NAME TOKEN, or leave \
+           [access] out to let whoever reaches the port call",
+        ],
+    );
+    check(
+        "[access]\ntokens_file = \"t\"\n[[access.caller]]\nrate = 0\n\
+         [[access.caller]]\nname = \"a b\"\ncommands = []\n\
+         [[access.caller]]\nname = \"a\"\nburst = 1\ncommands = [\"x\", \"/y\"]\n\
+         [[access.caller]]\nname = \"a\"\ncommands = \"x\"\n",
+        &[
+            "4:8: access.caller.rate is 0; write a whole number from 1 to 1000000",
+            "6:8: access.caller.name is \"a b\", which is not the name of a caller; write up to 64 \
+             letters, digits, dots, dashes and underscores",
+            "7:12: access.caller.commands is empty, so that nothing could be called; write \
+             commands, or leave it out for all of them",
+            "11:12: access.caller.commands has a wrong name: \"/y\" is not the name of a command; \
+             write one such as account_check or \"open_msg_svc/get_history\"",
+            "14:12: access.caller.commands is a string; write a list such as [\"set_group_attr\", \
+             \"open_msg_svc/get_history\"]",
+        ],
+    );
+    let again = "[access]\ntokens_file = \"t\"\n[[access.caller]]\nname = \"a\"\nburst = 1\n\
+                 [[access.caller]]\nname = \"a\"\n[[access.caller]]\nrate = 1\n";
+    check(
+        again,
+        &[
+            "3:1: access.caller.burst is written without access.caller.rate; write both, or leave \
+             both out for no limit",
+            "6:1: access.caller.name is \"a\" a second time; keep one section for each caller",
+            "8:1: access.caller.name is missing; write a name from access.tokens_file",
+        ],
+    );
+    let config = from_file(
+        "[access]\ntokens_file = \"t\"\n[[access.caller]]\nname = \"a\"\ncommands = [\"x\"]\n\
+         rate = 50\n[[access.caller]]\nname = \"b\"\n",
+    )
+    .unwrap();
+    assert_eq!(from_file(&config.to_toml()).unwrap(), config);
+    assert_eq!(config.access.unwrap().callers.len(), 2);
 }

@@ -68,8 +68,11 @@ fn what_the_annotated_file_suggests_is_right_too() {
     let text = annotated();
     let uncomment = |line| {
         let suggestion = str::strip_prefix(line, "# ").filter(|rest| {
-            rest.split_once(" = ")
-                .is_some_and(|(name, _)| !name.contains(' '))
+            let is_header = rest.starts_with('[') && rest.ends_with(']');
+            is_header
+                || rest
+                    .split_once(" = ")
+                    .is_some_and(|(name, _)| !name.contains(' '))
         });
         suggestion.unwrap_or(line)
     };
@@ -77,5 +80,7 @@ fn what_the_annotated_file_suggests_is_right_too() {
     let config = from_file(&uncommented).unwrap();
     assert_eq!(config.quota.api.commands["open_msg_svc/get_history"], 10);
     assert!(config.upstream.ca.is_some() && config.state.file.is_some());
+    assert_eq!(config.credentials.len(), 1);
+    assert_eq!(config.access.as_ref().unwrap().callers.len(), 1);
     assert_eq!(from_file(&config.to_toml()).unwrap(), config);
 }

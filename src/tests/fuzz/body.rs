@@ -76,6 +76,7 @@ fn attempt(command: &'static Command, body: &[u8]) -> Result<Call, Refusal> {
         received: now,
         deadline: now,
         travels: Travels::Together,
+        signed_by: chat_gateway::call::SignedBy::Caller,
         random: 7,
     };
     validate(command, head, Bytes::copy_from_slice(body), terms)

@@ -44,6 +44,7 @@ fn attempt(target: PathAndQuery) -> Result<Call, Refusal> {
         received: now,
         deadline: now,
         travels: Travels::Together,
+        signed_by: chat_gateway::call::SignedBy::Caller,
         random: u32::MAX,
     };
     let body = Bytes::from_static(br#"{"GroupId":"g"}"#);

@@ -92,6 +92,7 @@ impl Sender {
             received: now,
             deadline: now,
             travels: Travels::Together,
+            signed_by: chat_gateway::call::SignedBy::Caller,
             random: 7,
         };
         let call = validate(command, head, Bytes::from(body.to_string()), terms).ok()?;

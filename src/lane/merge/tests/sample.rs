@@ -45,6 +45,7 @@ pub(in crate::lane) fn call_with(
         received: now,
         deadline: now,
         travels,
+        signed_by: crate::call::SignedBy::Caller,
         random: 7,
     };
     validate(
