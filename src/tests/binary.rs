@@ -11,6 +11,7 @@ mod operating;
 mod passing;
 mod refusing;
 mod remembering;
+mod secrets;
 mod simulating;
 mod starting;
 mod stopping;

@@ -86,7 +86,7 @@ fn calls() -> Vec<Vec<u8>> {
 }
 
 /// Does what the group of the call says.
-fn moody(request: &super::wire::Message) -> Deed {
+pub(super) fn moody(request: &super::wire::Message) -> Deed {
     let body = String::from_utf8_lossy(&request.body).into_owned();
     let says = |word: &str| body.contains(&format!("\"{word}\""));
     let code = |code: i32| {
