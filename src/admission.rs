@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::{
+    bound::Bound,
     call::QuotaClass,
     clock::Instant,
     error::{self, Reason, Refusal},
@@ -45,18 +46,22 @@ pub fn code(limiting: Limiting, class: Option<QuotaClass>) -> i64 {
 
 /// There is no room to wait.
 pub fn no_room(code: i64, full: Full) -> Refusal {
-    let why = match full {
-        Full::Calls => "queue.max_calls calls wait already",
-        Full::Bytes => "queue.max_bytes bytes wait already",
-        Full::Key => "queue.max_calls_per_key calls wait for this key already",
-        Full::Share => {
+    let (bound, why) = match full {
+        Full::Calls => (Bound::Calls, "queue.max_calls calls wait already"),
+        Full::Bytes => (Bound::Bytes, "queue.max_bytes bytes wait already"),
+        Full::Key => (
+            Bound::CallsPerKey,
+            "queue.max_calls_per_key calls wait for this key already",
+        ),
+        Full::Share => (
+            Bound::CallsPerKey,
             "the caller has as many calls waiting for this key as queue.max_calls_per_key leaves \
-             free for others"
-        }
+             free for others",
+        ),
     };
     let mut refusal = Refusal::new(Reason::QueueFull, narrow(code), format!("{why}: try later"));
     refusal.retry_after = Some(Duration::from_secs(1));
-    refusal
+    refusal.at(bound)
 }
 
 /// A call that would have to wait for `wait`, beyond its deadline.

@@ -42,8 +42,8 @@ pub use file::read;
 pub use mistake::{Mistake, Mistakes, Origin};
 pub use settings::{
     Access, AccessCaller, ApiQuota, Config, Count, Credentials, ExtensionQuota, Listen, Log,
-    LogFormat, Merge, Order, Profile, Queue, Quota, Quotas, Retry, Shutdown, State, StatusCodes, Tls,
-    Upstream,
+    LogFormat, Merge, Order, Profile, Queue, Quota, Quotas, Retry, Shutdown, State, StatusCodes,
+    Tls, Upstream,
 };
 pub use upstream_url::{Scheme, UpstreamUrl};
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde::Serialize;
 
-use crate::config::StatusCodes;
+use crate::{bound::Bound, config::StatusCodes};
 
 /// Why the gateway answers itself; its name is the `x-chat-gateway-reason` header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,6 +97,8 @@ pub struct Refusal {
     pub info: String,
     /// When it may be worth trying again.
     pub retry_after: Option<Duration>,
+    /// The bound of the gateway that the call met, for the metrics.
+    pub bound: Option<Bound>,
 }
 
 impl Refusal {
@@ -107,6 +109,16 @@ impl Refusal {
             code,
             info: info.into(),
             retry_after: None,
+            bound: None,
+        }
+    }
+
+    /// The same, of a call that met this bound.
+    #[must_use]
+    pub fn at(self, bound: Bound) -> Refusal {
+        Refusal {
+            bound: Some(bound),
+            ..self
         }
     }
 

@@ -18,7 +18,10 @@ use crate::{
     config::{Config, StatusCodes},
     error::{self, Reason, Refusal},
     keys::Keys,
-    lane::{self, Lanes, NoAnswer},
+    lane::{
+        Lanes, NoAnswer,
+        room::{Place, Room},
+    },
     metrics::{Metrics, Outcome},
     quota::scopes::{Ahead, Scopes},
     reads::Reads,
@@ -65,6 +68,16 @@ impl Gateway {
             deadline: config.queue.deadline,
             merge: config.merge.enabled,
         }
+    }
+
+    /// What it counts with.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The bound on all that waits.
+    pub fn room(&self) -> &Arc<Room> {
+        &self.lanes.room
     }
 
     /// Answers one request of `caller`, whose body is still to be read by `body`. Dropped before it
@@ -338,7 +351,7 @@ impl Gateway {
         admission::admit(upstream, None, forecast, now, deadline)
     }
 
-    fn place(&self, bytes: usize) -> Result<lane::room::Place, Refusal> {
+    fn place(&self, bytes: usize) -> Result<Place, Refusal> {
         let place = self.lanes.room.enter(None, bytes);
         place.map_err(|full| admission::no_room(error::API_LIMIT.into(), full))
     }
@@ -361,6 +374,9 @@ impl Gateway {
             }) => (admission::failed(&failure), Some(facts)),
             Err(NoAnswer { refusal, facts }) => (refusal, facts),
         };
+        if let Some(bound) = refusal.bound {
+            self.metrics.reached(bound);
+        }
         let outcome = match refusal.reason {
             Reason::Invalid | Reason::TooLarge | Reason::Unauthorized => Outcome::Invalid,
             Reason::Deadline | Reason::QueueFull | Reason::CallerLimit | Reason::Draining => {

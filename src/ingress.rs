@@ -1,18 +1,14 @@
 //! Sockets in: connections under a bound, requests under limits of size and time, and the way
 //! they end when the gateway stops.
 
-use std::{
-    convert::Infallible,
-    future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+mod activity;
+mod forwarded;
+mod hygiene;
+
+use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use http::{Request, Response};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
     body::{Body as _, Incoming},
@@ -31,16 +27,21 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
+    admission,
+    bound::Bound,
     call::Caller,
     clock,
-    config::Listen,
+    config::Config,
     error::{self, Reason, Refusal},
     gateway::{Body, Gateway},
+    lane::room::Room,
     metrics::Metrics,
     shutdown::{FLUSH, Lifecycle, Phase},
     tls,
     watch::FromFiles,
 };
+use activity::{Activity, Timeouts};
+use hygiene::HeadLimits;
 
 /// What is read and thrown away of a body that is too large, so that its sender gets to read the
 /// answer instead of a reset connection.
@@ -49,11 +50,15 @@ const DISCARDED: usize = 16 << 20;
 /// How long that may take.
 const DISCARDING: Duration = Duration::from_secs(2);
 
-/// The head of a request: of HTTP/1.1 with all of its lines, of HTTP/2 with its list of headers.
-const MAX_HEAD: u32 = 64 << 10;
+/// hyper answers a head that does not fit into its buffer by itself, without the API's envelope:
+/// its buffer is so much larger than `listen.max_header_bytes` that most never meet it.
+const BUFFERED_HEADS: usize = 2;
 
-/// Calls that one connection of HTTP/2 may make at a time; further ones wait at the caller.
-const HTTP2_STREAMS: u32 = 250;
+/// The smallest buffer that hyper takes.
+const MIN_BUFFER: usize = 8 << 10;
+
+/// The headers that hyper has room for without an allocation for each request.
+const FREE_HEADERS: usize = 100;
 
 /// What one call, and one connection, of HTTP/2 may send before it is read. A body is read at once, so
 /// this is what a connection can hold against us.
@@ -77,15 +82,35 @@ const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Limits {
     max_body: usize,
     max_connections: usize,
-    header_timeout: Duration,
+    head: HeadLimits,
+    body_timeout: Duration,
+    timeouts: Timeouts,
+    streams: u32,
+    /// How callers reach this port, if the API is told.
+    forwarded: Option<&'static str>,
 }
 
-impl From<&Listen> for Limits {
-    fn from(listen: &Listen) -> Limits {
+impl From<&Config> for Limits {
+    fn from(config: &Config) -> Limits {
+        let listen = &config.listen;
         Limits {
             max_body: listen.max_body,
             max_connections: listen.max_connections,
-            header_timeout: listen.header_timeout,
+            head: HeadLimits {
+                headers: listen.max_headers,
+                bytes: listen.max_header_bytes,
+            },
+            body_timeout: listen.body_timeout,
+            timeouts: Timeouts {
+                header: listen.header_timeout,
+                idle: listen.idle_timeout,
+                write: listen.write_timeout,
+            },
+            streams: listen.max_streams,
+            forwarded: listen.forwarded.then_some(match &listen.tls.cert {
+                Some(_) => "https",
+                None => "http",
+            }),
         }
     }
 }
@@ -117,12 +142,13 @@ impl Ingress {
             let (stream, caller, place) = tokio::select! {
                 biased;
                 () = &mut draining => break,
-                accepted = accept(&listener, &connections) => accepted,
+                accepted = accept(&listener, &connections, &ingress.metrics) => accepted,
             };
             let ingress = ingress.clone();
             tokio::spawn(async move {
+                let connected = ingress.metrics.connected();
                 ingress.serve(stream, caller).await;
-                drop(place);
+                drop((connected, place));
             });
         }
         drop(listener);
@@ -156,13 +182,16 @@ impl Ingress {
         let handshake = TlsAcceptor::from(config).accept(stream);
         let shaken = tokio::select! {
             biased;
-            shaken = within(self.limits.header_timeout, handshake) => shaken,
+            shaken = within(self.limits.timeouts.header, handshake) => shaken,
             () = self.lifecycle.reached(Phase::Draining) => return None,
         };
         let (cause, error) = match shaken {
             Some(Ok(stream)) => return Some(stream),
             Some(Err(error)) => (tls::cause(&error), error.to_string()),
-            None => ("timeout", "it took too long".to_owned()),
+            None => {
+                self.metrics.reached(Bound::HeaderTime);
+                ("timeout", "it took too long".to_owned())
+            }
         };
         self.metrics.tls_failure(cause);
         tracing::debug!(cause, error, "a TLS handshake failed");
@@ -173,7 +202,11 @@ impl Ingress {
 async fn accept(
     listener: &TcpListener,
     connections: &Arc<Semaphore>,
+    metrics: &Metrics,
 ) -> (TcpStream, Caller, OwnedSemaphorePermit) {
+    if connections.available_permits() == 0 {
+        metrics.reached(Bound::Connections);
+    }
     let place = connections
         .clone()
         .acquire_owned()
@@ -196,8 +229,8 @@ async fn accept(
 }
 
 /// Serves one connection over any transport, all of whose requests are from `caller`: HTTP/1.1, or
-/// HTTP/2 if that is what it begins with. Ends when the caller does, when he has been idle for
-/// `header_timeout`, or, once what was read is answered, when the gateway drains.
+/// HTTP/2 if that is what it begins with. Ends when the caller does, at a limit of time, or, once
+/// what was read is answered, when the gateway drains.
 pub async fn connection<IO>(
     io: IO,
     caller: Caller,
@@ -207,60 +240,69 @@ pub async fn connection<IO>(
 ) where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let activity = Arc::new(Activity::default());
+    let activity = Activity::new(limits.timeouts);
     let service = service_fn(|request: Request<Incoming>| {
-        let (gateway, caller, under_way) = (gateway.clone(), caller.clone(), activity.begin());
+        let (gateway, caller, activity) = (gateway.clone(), caller.clone(), activity.clone());
+        let serving = activity.call(request.version() == Version::HTTP_2);
         async move {
-            let (parts, incoming) = request.into_parts();
-            let body = read(incoming, limits);
-            let request = Request::from_parts(parts, ());
-            let response = gateway.handle(caller, request, body).await;
-            drop(under_way);
-            Ok::<Response<Full<Bytes>>, Infallible>(response.map(Full::new))
+            activity.taken().await;
+            let response = answer(&gateway, caller, request, limits).await;
+            drop(serving);
+            Ok::<_, Infallible>(response.map(Full::new))
         }
     });
     let builder = builder(limits);
-    let connection = builder.serve_connection(TokioIo::new(io), service);
+    let connection = builder.serve_connection(TokioIo::new(activity.watch(io)), service);
     tokio::pin!(connection);
     let draining = lifecycle.reached(Phase::Draining);
     tokio::pin!(draining);
     let mut ending = false;
-    let mut seen = activity.begun();
     loop {
-        tokio::select! {
+        let end = tokio::select! {
             biased;
-            // A caller who breaks off is no event for the log.
-            _ = &mut connection => return,
+            end = activity.within(connection.as_mut()) => end,
             () = &mut draining, if !ending => {
                 ending = true;
                 connection.as_mut().graceful_shutdown();
+                continue;
             }
-            () = clock::sleep(limits.header_timeout) => {
-                let begun = activity.begun();
-                if begun != std::mem::replace(&mut seen, begun) || activity.is_under_way() {
-                    continue;
-                }
-                if begun == 0 || std::mem::replace(&mut ending, true) {
-                    return;
-                }
-                connection.as_mut().graceful_shutdown();
-            }
+        };
+        // A caller who breaks off is no event for the log.
+        let bound = match &end {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => broken_rule(error.as_ref()),
+            Err(bound) => Some(*bound),
+        };
+        if let Some(bound) = bound {
+            gateway.metrics().reached(bound);
         }
+        if bound != Some(Bound::IdleTime) || ending {
+            return;
+        }
+        // HTTP/2 says so before it closes, and a call that crosses that is still served.
+        ending = true;
+        activity.wind_up();
+        connection.as_mut().graceful_shutdown();
     }
 }
 
 fn builder(limits: Limits) -> auto::Builder<TokioExecutor> {
+    let buffer = (BUFFERED_HEADS * limits.head.bytes).max(MIN_BUFFER);
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
-        .max_buf_size(MAX_HEAD as usize);
+        // `Activity` looks after the time.
+        .header_read_timeout(None)
+        .max_buf_size(buffer);
+    if limits.head.headers >= FREE_HEADERS {
+        builder.http1().max_headers(limits.head.headers + 1);
+    }
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(HTTP2_STREAMS)
-        .max_header_list_size(MAX_HEAD)
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(u32::try_from(buffer).unwrap_or(u32::MAX))
         .initial_stream_window_size(HTTP2_STREAM_WINDOW)
         .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
         .max_send_buf_size(HTTP2_SEND_BUFFER)
@@ -271,39 +313,56 @@ fn builder(limits: Limits) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// Whether anything happens on a connection.
-#[derive(Debug, Default)]
-struct Activity {
-    begun: AtomicU64,
-    ended: AtomicU64,
-}
-
-/// A call under way, until it is dropped.
-struct UnderWay(Arc<Activity>);
-
-impl Activity {
-    fn begin(self: &Arc<Self>) -> UnderWay {
-        self.begun.fetch_add(1, Ordering::Relaxed);
-        UnderWay(self.clone())
+/// What a connection ended by that was not HTTP, or too much of it.
+fn broken_rule(error: &(dyn std::error::Error + 'static)) -> Option<Bound> {
+    let error = error.downcast_ref::<hyper::Error>()?;
+    if error.is_parse_too_large() {
+        return Some(Bound::HeaderBytes);
     }
-
-    fn begun(&self) -> u64 {
-        self.begun.load(Ordering::Relaxed)
+    if error.is_parse() {
+        return Some(Bound::Protocol);
     }
-
-    fn is_under_way(&self) -> bool {
-        self.begun() != self.ended.load(Ordering::Relaxed)
+    let cause = std::error::Error::source(error)?.downcast_ref::<h2::Error>()?;
+    // Said by us, not by the caller.
+    if !cause.is_library() {
+        return None;
+    }
+    match cause.reason()? {
+        h2::Reason::ENHANCE_YOUR_CALM => Some(Bound::Resets),
+        h2::Reason::NO_ERROR => None,
+        _ => Some(Bound::Protocol),
     }
 }
 
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.ended.fetch_add(1, Ordering::Relaxed);
+/// The answer to one request.
+async fn answer(
+    gateway: &Gateway,
+    caller: Caller,
+    request: Request<Incoming>,
+    limits: Limits,
+) -> Response<Bytes> {
+    let (mut head, incoming) = request.into_parts();
+    let hygiene = hygiene::check(&head, limits.head);
+    let is_tunnel = head.method == Method::CONNECT;
+    if let Some(proto) = limits.forwarded {
+        forwarded::add(&mut head.headers, &caller, proto);
     }
+    let body = async {
+        hygiene?;
+        read(incoming, limits, gateway.room()).await
+    };
+    let request = Request::from_parts(head, ());
+    let mut response = gateway.handle(caller, request, body).await;
+    if is_tunnel {
+        // Whatever `listen.status_codes`: any 2xx would open the tunnel (RFC 9110, 9.3.6).
+        *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    }
+    response
 }
 
 /// The whole body, under the limits of size and time.
-async fn read(mut body: Incoming, limits: Limits) -> Body {
+async fn read(mut body: Incoming, limits: Limits, room: &Room) -> Body {
+    let mut held = room.reading();
     let length = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     let whole = async {
         if length > limits.max_body {
@@ -318,6 +377,9 @@ async fn read(mut body: Incoming, limits: Limits) -> Body {
             };
             if first.len() + more.len() + data.len() > limits.max_body {
                 return Err(too_large(limits, body).await);
+            }
+            if let Err(full) = held.grow(data.len()) {
+                return Err(admission::no_room(error::API_LIMIT.into(), full));
             }
             // Most bodies come in one piece, which then is not copied.
             if first.is_empty() {
@@ -334,17 +396,13 @@ async fn read(mut body: Incoming, limits: Limits) -> Body {
         all.extend_from_slice(&more);
         Ok(all.freeze())
     };
-    within(limits.header_timeout, whole)
-        .await
-        .unwrap_or_else(|| {
-            Err(Refusal::invalid(
-                error::BAD_REQUEST,
-                format!(
-                    "the body was not here within {}",
-                    humantime::format_duration(limits.header_timeout)
-                ),
-            ))
-        })
+    within(limits.body_timeout, whole).await.unwrap_or_else(|| {
+        let info = format!(
+            "the body was not here within listen.body_timeout, {}",
+            humantime::format_duration(limits.body_timeout)
+        );
+        Err(Refusal::invalid(error::BAD_REQUEST, info).at(Bound::BodyTime))
+    })
 }
 
 async fn too_large(limits: Limits, mut rest: Incoming) -> Refusal {
@@ -366,6 +424,7 @@ async fn too_large(limits: Limits, mut rest: Incoming) -> Refusal {
             limits.max_body
         ),
     )
+    .at(Bound::Body)
 }
 
 fn broken(error: &hyper::Error) -> Refusal {

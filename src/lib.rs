@@ -20,6 +20,7 @@
 //!  the Chat API, or `simulate` in its place
 //! ```
 
+pub mod bound;
 pub mod call;
 pub mod clock;
 pub mod config;

@@ -9,11 +9,12 @@ use std::{collections::HashSet, fmt, time::Duration};
 use parking_lot::Mutex;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector as _, proto::MetricFamily,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector as _, proto::MetricFamily,
 };
 
 use crate::{
     access::Denied,
+    bound::Bound,
     call::{QuotaClass, Reply},
     catalogue::{COMMANDS, Command, OTHER},
     lane::room::Room,
@@ -36,6 +37,7 @@ macro_rules! metrics {
         pub struct Metrics {
             registry: Registry,
             commands: Vec<CommandMetrics>,
+            bounds: Vec<IntCounter>,
             codes: Mutex<HashSet<i64>>,
             $($(#[doc = $help])+ $field: $kind,)*
         }
@@ -53,6 +55,7 @@ macro_rules! metrics {
                 let mut metrics = Metrics {
                     registry,
                     commands: Vec::new(),
+                    bounds: Vec::new(),
                     codes: Mutex::default(),
                     $($field,)*
                 };
@@ -88,6 +91,10 @@ metrics! {
     queue_calls: IntGaugeVec("chat_gateway_queue_calls", ["quota"]),
     /// Bytes of the bodies of calls that wait.
     queue_bytes: IntGaugeVec("chat_gateway_queue_bytes", ["quota"]),
+    /// Connections of callers.
+    connections: IntGauge("chat_gateway_connections"),
+    /// Times that a bound of the gateway was reached, by the setting that sets it.
+    limit_reached: IntCounterVec("chat_gateway_limit_reached_total", ["limit"]),
     /// Quota keys whose windows are remembered.
     keys: IntGaugeVec("chat_gateway_keys", ["quota"]),
     /// What every round trip to the upstream takes at least, as far as it is trusted.
@@ -129,6 +136,16 @@ const OUTCOMES: [(Outcome, &str); 6] = [
     (Outcome::Failed, "failed"),
     (Outcome::Cancelled, "cancelled"),
 ];
+
+/// One connection of a caller.
+#[derive(Debug)]
+pub struct Connected(IntGauge);
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
 
 /// The handles of one command.
 struct CommandMetrics {
@@ -193,6 +210,17 @@ impl Metrics {
         self.caller_refusals
             .with_label_values(&[denied.name()])
             .inc();
+    }
+
+    /// A bound of the gateway was reached.
+    pub fn reached(&self, bound: Bound) {
+        self.bounds[bound as usize].inc();
+    }
+
+    /// A caller has connected, for as long as what is returned is there.
+    pub fn connected(&self) -> Connected {
+        self.connections.inc();
+        Connected(self.connections.clone())
     }
 
     /// A call is about to be repeated.
@@ -310,6 +338,9 @@ impl Metrics {
                 batch_calls: self.batch_calls.with_label_values(&[name]),
             })
             .collect();
+        self.bounds = Bound::ALL
+            .map(|bound| self.limit_reached.with_label_values(&[bound.name()]))
+            .into();
         for class in QUOTAS {
             let quota = quota_name(class);
             self.quota_refusals.with_label_values(&[quota]);
@@ -415,6 +446,12 @@ impl Make for GaugeVec {
 impl Make for Gauge {
     fn make(name: &str, help: &str, _: &[&str]) -> Self {
         Gauge::with_opts(Opts::new(name, help)).expect("a legal name")
+    }
+}
+
+impl Make for IntGauge {
+    fn make(name: &str, help: &str, _: &[&str]) -> Self {
+        IntGauge::with_opts(Opts::new(name, help)).expect("a legal name")
     }
 }
 

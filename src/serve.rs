@@ -141,7 +141,7 @@ impl Bound {
             Quota::with_state(config)?,
             keys,
         );
-        let limits = Limits::from(&config.listen);
+        let limits = Limits::from(config);
         Ok(Bound {
             core,
             traffic,

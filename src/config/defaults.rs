@@ -20,7 +20,14 @@ impl Default for Listen {
             status_codes: StatusCodes::Chat,
             max_body: 1024 * 1024,
             max_connections: 10_000,
+            max_streams: 250,
+            max_headers: 64,
+            max_header_bytes: 32 * 1024,
             header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_mins(2),
+            write_timeout: Duration::from_secs(30),
+            forwarded: false,
             tls: Tls::default(),
         }
     }

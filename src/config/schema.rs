@@ -58,6 +58,15 @@ const BUDGET: NumberIn = NumberIn {
     min: 0.0,
     max: 10.0,
 };
+const HEADERS: CountIn<usize> = CountIn { min: 1, max: 1_000 };
+const STREAMS: CountIn<u32> = CountIn {
+    min: 1,
+    max: 100_000,
+};
+const HEAD: SizeIn = SizeIn {
+    min: 1 << 10,
+    max: 1 << 20,
+};
 const BODY: SizeIn = SizeIn {
     min: 1,
     max: 1 << 30,
@@ -184,7 +193,14 @@ fn visit_listen<V: Visitor>(listen: &mut Listen, v: &mut V) {
     v.setting("status_codes", &mut listen.status_codes, &STATUS_CODES);
     v.setting("max_body", &mut listen.max_body, &BODY);
     v.setting("max_connections", &mut listen.max_connections, &CONNECTIONS);
+    v.setting("max_streams", &mut listen.max_streams, &STREAMS);
+    v.setting("max_headers", &mut listen.max_headers, &HEADERS);
+    v.setting("max_header_bytes", &mut listen.max_header_bytes, &HEAD);
     v.setting("header_timeout", &mut listen.header_timeout, &WAIT);
+    v.setting("body_timeout", &mut listen.body_timeout, &WAIT);
+    v.setting("idle_timeout", &mut listen.idle_timeout, &WAIT);
+    v.setting("write_timeout", &mut listen.write_timeout, &WAIT);
+    v.setting("forwarded", &mut listen.forwarded, &Switch);
     v.section("tls", |v| {
         v.optional("cert", &mut listen.tls.cert, &FilePath);
         v.optional("key", &mut listen.tls.key, &FilePath);

@@ -52,9 +52,28 @@ pub struct Listen {
     /// Connections of callers at a time. Default 10,000, 1 to 1,000,000. Further ones wait to be
     /// accepted.
     pub max_connections: usize,
-    /// How long a caller may take to send the head of a request. Default 10 s, 1 ms to 24 h. A
-    /// longer one lets slow callers hold connections.
+    /// Calls of one HTTP/2 connection at a time. Default 250, 1 to 100,000. Further ones wait at the
+    /// caller.
+    pub max_streams: u32,
+    /// Headers of one request. Default 64, 1 to 1,000. More than 100 cost an allocation for each
+    /// request.
+    pub max_headers: usize,
+    /// Bytes of the head of one request: its line and its headers. Default 32 KiB, 1 KiB to 1 MiB.
+    pub max_header_bytes: usize,
+    /// How long a caller may take to send the head of a request, from its first byte, and of the
+    /// first one from connecting. Default 10 s, 1 ms to 24 h. A longer one lets slow callers hold
+    /// connections.
     pub header_timeout: Duration,
+    /// How long a caller may take to send the body of a request. Default 10 s, 1 ms to 24 h.
+    pub body_timeout: Duration,
+    /// How long a connection is kept on which no request is under way. Default 2 min, 1 ms to 24 h.
+    /// Longer than callers keep theirs, so that no call meets a connection that is being closed.
+    pub idle_timeout: Duration,
+    /// How long a caller may take to read an answer. Default 30 s, 1 ms to 24 h.
+    pub write_timeout: Duration,
+    /// Whether calls that travel alone tell the API whose they are, in `x-forwarded-for` and
+    /// `x-forwarded-proto`. Default false: what callers send in them passes unchanged.
+    pub forwarded: bool,
     /// How callers are met by TLS. Default: they are not.
     pub tls: Tls,
 }

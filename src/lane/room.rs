@@ -13,6 +13,7 @@ pub struct Room {
     max_calls: usize,
     max_bytes: usize,
     all: Count,
+    reading: AtomicUsize,
     group_attributes: Count,
     message_extension: Count,
     api: Count,
@@ -46,6 +47,30 @@ pub struct Place {
     bytes: usize,
 }
 
+/// The bytes of a body that is being read; given back when it is dropped.
+#[derive(Debug)]
+pub struct Reading<'a> {
+    room: &'a Room,
+    bytes: usize,
+}
+
+impl Reading<'_> {
+    /// So many bytes more have come.
+    pub fn grow(&mut self, bytes: usize) -> Result<(), Full> {
+        if !reserve(&self.room.reading, bytes, self.room.max_bytes) {
+            return Err(Full::Bytes);
+        }
+        self.bytes += bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.room.reading.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 impl Room {
     /// Room for so many calls and so many bytes of bodies.
     pub fn new(max_calls: usize, max_bytes: usize) -> Room {
@@ -54,6 +79,7 @@ impl Room {
             max_calls,
             max_bytes,
             all,
+            reading: AtomicUsize::new(0),
             group_attributes,
             message_extension,
             api,
@@ -76,6 +102,15 @@ impl Room {
             class,
             bytes,
         })
+    }
+
+    /// The bytes of a body that is being read, none so far. What is being read has as much room as
+    /// what waits.
+    pub fn reading(&self) -> Reading<'_> {
+        Reading {
+            room: self,
+            bytes: 0,
+        }
     }
 
     /// A place for a call that had one before and must wait again: never refused.
@@ -134,6 +169,20 @@ fn reserve(count: &AtomicUsize, more: usize, max: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bodies_that_are_read_should_have_a_bound_of_their_own() {
+        let room = Arc::new(Room::new(1, 100));
+        let (mut one, mut other) = (room.reading(), room.reading());
+        assert_eq!(one.grow(60), Ok(()));
+        assert_eq!(other.grow(40), Ok(()));
+        assert_eq!(one.grow(1), Err(Full::Bytes));
+        assert!(room.enter(None, 100).is_ok(), "nothing waits");
+        drop(other);
+        assert_eq!(one.grow(40), Ok(()));
+        drop(one);
+        assert_eq!(room.reading().grow(100), Ok(()));
+    }
 
     #[test]
     fn both_bounds_should_hold_and_places_come_back() {

@@ -6,7 +6,9 @@ mod recorder;
 mod wire;
 
 mod checking;
+mod limits;
 mod logging;
+mod malformed;
 mod operating;
 mod passing;
 mod refusing;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use chat_gateway::{
+    bound::Bound,
     config::{Config, Mistakes, Sources, StatusCodes, load},
     error::Reason,
     lane::room::Room,
@@ -203,6 +204,27 @@ fn settings_in_the_readme_should_be_the_defaults() {
     });
     let config = config.unwrap_or_else(|mistakes| panic!("{mistakes}"));
     assert_eq!(config, Config::default());
+}
+
+#[test]
+fn limits_in_the_readme_should_be_the_defaults_and_be_counted() {
+    let rows = table(&["limit", "default", "beyond it"]);
+    let settings: Vec<_> = rows.iter().filter(|row| row[0].contains('.')).collect();
+    let overrides = settings
+        .iter()
+        .map(|row| format!("{}={}", code(&row[0]), code(&row[1])))
+        .collect();
+    let config = load(&Sources {
+        overrides,
+        ..Sources::default()
+    });
+    let config = config.unwrap_or_else(|mistakes| panic!("{mistakes}"));
+    assert_eq!(config, Config::default());
+    for bound in Bound::ALL {
+        let name = format!("`{}`", bound.name());
+        let told = rows.iter().any(|row| row[0].contains(&name));
+        assert!(told, "{name} is not in the table");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{error::Error as _, future::Future, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Uri, header};
+use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::{
     client::legacy::{Client, Error, connect::Connect},
@@ -93,6 +93,12 @@ impl Attempt {
             let response = (self.request)(request).await.map_err(|e| failure(&e))?;
             let at = clock::now();
             let (parts, body) = response.into_parts();
+            if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+                // Handed on, it would make the caller's connection a tunnel to nowhere.
+                return Err(Failure::Lost(
+                    "the upstream wants to switch protocols, which nobody asked for".to_owned(),
+                ));
+            }
             let body = Limited::new(body, MAX_REPLY_BYTES).collect().await;
             let body = body.map_err(|e| Failure::Lost(e.to_string()))?.to_bytes();
             let code = looked_into.then(|| error_code(&body)).flatten();

@@ -80,6 +80,15 @@ impl Process {
         self.child.id()
     }
 
+    /// Its resident memory in bytes.
+    pub(crate) fn memory(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()));
+        let status = status.expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+        kilobytes.map_or(0, |kilobytes: usize| kilobytes << 10)
+    }
+
     /// What it has written to stderr so far.
     pub(crate) fn stderr(&self) -> String {
         self.stderr.now()

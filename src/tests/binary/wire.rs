@@ -138,6 +138,11 @@ impl Connection {
             .expect("the other side reads");
     }
 
+    /// Sends bytes to one who may have closed: whether he has.
+    pub(crate) async fn is_closed_to(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).await.is_err()
+    }
+
     /// Ends the connection with RST instead of FIN.
     pub(crate) fn reset(self) {
         self.stream.set_zero_linger().expect("TCP has this option");
