@@ -6,6 +6,7 @@ mod recorder;
 mod wire;
 
 mod checking;
+mod hostile;
 mod limits;
 mod logging;
 mod malformed;

@@ -11,13 +11,13 @@ use super::{
 };
 
 /// How often a bound was reached.
-async fn reached(gateway: &Gateway, bound: Bound) -> u64 {
+pub(super) async fn reached(gateway: &Gateway, bound: Bound) -> u64 {
     let name = bound.name();
     let start = format!("chat_gateway_limit_reached_total{{limit=\"{name}\"}} ");
     value(gateway, &start).await
 }
 
-async fn value(gateway: &Gateway, start: &str) -> u64 {
+pub(super) async fn value(gateway: &Gateway, start: &str) -> u64 {
     let metrics = gateway.look("/metrics").await.text();
     let line = metrics.lines().find_map(|line| line.strip_prefix(start));
     line.unwrap_or_else(|| panic!("no {start} in\n{metrics}"))
@@ -26,7 +26,7 @@ async fn value(gateway: &Gateway, start: &str) -> u64 {
 }
 
 /// Waits until a bound was reached so often.
-async fn wait_for(gateway: &Gateway, bound: Bound, count: u64) {
+pub(super) async fn wait_for(gateway: &Gateway, bound: Bound, count: u64) {
     let poll = async {
         while reached(gateway, bound).await < count {
             clock::sleep(Duration::from_millis(5)).await;

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 
 /// The body of a call that sets one attribute of `group`.
@@ -118,6 +118,16 @@ impl Connection {
     /// Connects.
     pub(crate) async fn to(address: SocketAddr) -> Connection {
         let stream = TcpStream::connect(address).await;
+        Connection::of(stream.expect("somebody listens"))
+    }
+
+    /// Connects with room for so many bytes that are not read.
+    pub(crate) async fn with_buffer(address: SocketAddr, bytes: u32) -> Connection {
+        let socket = TcpSocket::new_v4().expect("there are sockets");
+        socket
+            .set_recv_buffer_size(bytes)
+            .expect("TCP has this option");
+        let stream = socket.connect(address).await;
         Connection::of(stream.expect("somebody listens"))
     }
 
