@@ -77,10 +77,10 @@ impl Kind for CommandNames {
 
     fn read(&self, value: &Value<'_>) -> Result<Vec<String>, String> {
         let advice = "write a list such as [\"set_group_attr\", \"open_msg_svc/get_history\"]";
-        let Value::List(elements) = value else {
+        let Value::List(items) = value else {
             return Err(format!("is {}; {advice}", value.described()));
         };
-        if elements.is_empty() {
+        if items.is_empty() {
             return Err(
                 "is empty, so that nothing could be called; write commands, or leave it \
                         out for all of them"
@@ -93,10 +93,7 @@ impl Kind for CommandNames {
                 .map_err(|problem| format!("has a wrong name: {problem}")),
             other => Err(format!("has {} in it; {advice}", other.described())),
         };
-        elements
-            .iter()
-            .map(|element| name(&element.value))
-            .collect()
+        items.iter().map(|item| name(&item.value)).collect()
     }
 
     fn write(&self, value: &Vec<String>) -> String {

@@ -11,7 +11,7 @@ use super::relations;
 use super::schema::{self, Visitor};
 use super::settings::Config;
 use super::suggest::{self, Known, Shape};
-use super::tree::{Element, Finding, Item, Place, Value};
+use super::tree::{Finding, Item, Place, Value};
 
 /// Applies sources one after another and collects what is wrong.
 #[derive(Default)]
@@ -174,15 +174,12 @@ impl<'a> Reader<'a> {
         item: Option<Item<'a>>,
     ) -> Vec<(Place<'a>, Vec<Item<'a>>)> {
         let Some(item) = item else { return Vec::new() };
-        let elements = match item.value {
-            Value::List(elements) => elements,
-            value => vec![Element {
-                place: item.place,
-                value,
-            }],
+        let items = match item.value {
+            Value::List(items) => items,
+            _ => vec![item],
         };
         let mut sections = Vec::new();
-        for Element { place, value } in elements {
+        for Item { place, value, .. } in items {
             if let Value::Section(items) = value {
                 sections.push((place, items));
                 continue;

@@ -16,14 +16,6 @@ pub(super) enum Place<'a> {
 }
 
 impl Place<'_> {
-    /// The same place of a settings file.
-    fn detached<'b>(self) -> Place<'b> {
-        match self {
-            Place::File(offset) => Place::File(offset),
-            Place::Environment(_) | Place::Override(_) => Place::File(0),
-        }
-    }
-
     /// Higher ranks override lower ones.
     pub(super) fn rank(self) -> u8 {
         match self {
@@ -51,13 +43,6 @@ pub(super) struct Item<'a> {
     pub(super) value_place: Place<'a>,
 }
 
-/// A value of a list.
-#[derive(Debug)]
-pub(super) struct Element<'a> {
-    pub(super) place: Place<'a>,
-    pub(super) value: Value<'a>,
-}
-
 /// What a key was given.
 #[derive(Debug)]
 pub(super) enum Value<'a> {
@@ -67,7 +52,8 @@ pub(super) enum Value<'a> {
     Float(Cow<'a, str>),
     Boolean(bool),
     Section(Vec<Item<'a>>),
-    List(Vec<Element<'a>>),
+    /// Its items have no keys.
+    List(Vec<Item<'a>>),
     Date,
     /// More digits than any setting can hold.
     HugeInteger,
@@ -98,15 +84,22 @@ pub(super) fn value<'a>(parsed: DeValue<'a>, place: &impl Fn(usize) -> Place<'a>
         DeValue::Float(digits) => Value::Float(Cow::Owned(digits.as_str().to_owned())),
         DeValue::Boolean(flag) => Value::Boolean(flag),
         DeValue::Datetime(_) => Value::Date,
-        DeValue::Array(array) => {
-            let element = |parsed: toml::Spanned<DeValue<'a>>| Element {
-                place: place(parsed.span().start),
-                value: value(parsed.into_inner(), place),
-            };
-            Value::List(array.into_iter().map(element).collect())
-        }
+        DeValue::Array(array) => Value::List(list(array, place)),
         DeValue::Table(table) => Value::Section(items(table, place)),
     }
+}
+
+fn list<'a>(array: toml::de::DeArray<'a>, place: &impl Fn(usize) -> Place<'a>) -> Vec<Item<'a>> {
+    let item = |parsed: toml::Spanned<DeValue<'a>>| {
+        let at = place(parsed.span().start);
+        Item {
+            key: Cow::Borrowed(""),
+            place: at,
+            value: value(parsed.into_inner(), place),
+            value_place: at,
+        }
+    };
+    array.into_iter().map(item).collect()
 }
 
 /// Takes the entries of a parsed table over.
@@ -130,11 +123,18 @@ pub(super) fn items<'a>(
 impl Item<'_> {
     /// The same item of a settings file, cut loose from the text that it was read from.
     pub(super) fn detached<'b>(self) -> Item<'b> {
+        let offset = |place| {
+            if let Place::File(offset) = place {
+                offset
+            } else {
+                0
+            }
+        };
         Item {
             key: Cow::Owned(self.key.into_owned()),
-            place: self.place.detached(),
+            place: Place::File(offset(self.place)),
             value: self.value.detached(),
-            value_place: self.value_place.detached(),
+            value_place: Place::File(offset(self.value_place)),
         }
     }
 }
@@ -149,13 +149,7 @@ impl Value<'_> {
             Value::Section(items) => {
                 Value::Section(items.into_iter().map(Item::detached).collect())
             }
-            Value::List(elements) => {
-                let detached = elements.into_iter().map(|element| Element {
-                    place: element.place.detached(),
-                    value: element.value.detached(),
-                });
-                Value::List(detached.collect())
-            }
+            Value::List(items) => Value::List(items.into_iter().map(Item::detached).collect()),
             Value::Date => Value::Date,
             Value::HugeInteger => Value::HugeInteger,
         }
