@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::{
     access::Access,
     config::{Config, Mistakes},
+    metrics::Metrics,
     upstream::sign::Signers,
     watch::Watch,
 };
@@ -69,30 +70,32 @@ impl Keys {
     }
 
     /// Reads each file again when one of `watches` says so, for as long as it is polled.
-    pub async fn follow(self: Arc<Self>, watches: Watches) {
+    pub async fn follow(self: Arc<Self>, watches: Watches, metrics: Arc<Metrics>) {
         let mut tasks = tokio::task::JoinSet::new();
         if let Some(watch) = watches.access {
-            tasks.spawn(self.clone().follow_access(watch));
+            tasks.spawn(self.clone().follow_access(watch, metrics.clone()));
         }
         for (index, watch) in watches.signers.into_iter().enumerate() {
-            tasks.spawn(self.clone().follow_signer(index, watch));
+            tasks.spawn(self.clone().follow_signer(index, watch, metrics.clone()));
         }
         while tasks.join_next().await.is_some() {}
     }
 
-    async fn follow_access(self: Arc<Self>, mut watch: Watch) {
+    async fn follow_access(self: Arc<Self>, mut watch: Watch, metrics: Arc<Metrics>) {
         loop {
             watch.changed().await;
             let keys = self.clone();
             let reread = move || keys.access.as_ref().map(Access::reread);
             match tokio::task::spawn_blocking(reread).await {
                 Ok(Some(Ok(()))) => {
+                    metrics.files_read("access", "applied");
                     tracing::info!("the tokens were read again");
                     for name in self.access.iter().flat_map(Access::nobody) {
                         tracing::warn!(caller = name, "[[access.caller]] has no token any more");
                     }
                 }
                 Ok(Some(Err(mistakes))) => {
+                    metrics.files_read("access", "refused");
                     tracing::error!(%mistakes, "the tokens from before hold on");
                 }
                 // A panic has been reported.
@@ -101,7 +104,7 @@ impl Keys {
         }
     }
 
-    async fn follow_signer(self: Arc<Self>, index: usize, mut watch: Watch) {
+    async fn follow_signer(self: Arc<Self>, index: usize, mut watch: Watch, metrics: Arc<Metrics>) {
         loop {
             watch.changed().await;
             let keys = self.clone();
@@ -111,9 +114,11 @@ impl Keys {
             };
             match tokio::task::spawn_blocking(reread).await {
                 Ok(Some((sdkappid, Ok(true)))) => {
+                    metrics.files_read("credentials", "applied");
                     tracing::info!(sdkappid, "the secret key is another one: signed with it");
                 }
                 Ok(Some((sdkappid, Err(mistakes)))) => {
+                    metrics.files_read("credentials", "refused");
                     tracing::error!(sdkappid, %mistakes, "the secret key from before holds on");
                 }
                 // A panic has been reported.

@@ -180,7 +180,7 @@ impl Bound {
             callers_tls,
             upstream_tls,
         } = self;
-        let keys = tokio::spawn(core.keys.follow(core.watches));
+        let keys = tokio::spawn(core.keys.follow(core.watches, core.metrics.clone()));
         let sweeper = tokio::spawn(Core::sweep(core.lanes.quota.clone()));
         let follower = {
             let (metrics, callers_tls) = (core.metrics.clone(), callers_tls.clone());

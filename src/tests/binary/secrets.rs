@@ -336,6 +336,15 @@ async fn nothing_that_the_program_says_should_be_a_secret() {
     files.write("tokens", &format!("billing {WRONG_TOKEN}\n"));
     log("the secret key from before holds on").await;
     log("the tokens were read again").await;
+    let metrics = gateway.look("/metrics").await.text();
+    for files in ["access", "credentials"] {
+        for outcome in ["applied", "refused"] {
+            let series = format!(
+                "chat_gateway_files_reloads_total{{files=\"{files}\",outcome=\"{outcome}\"}} 1\n"
+            );
+            assert!(metrics.contains(&series), "{series} in {metrics}");
+        }
+    }
     let header = format!("Authorization: Bearer {WRONG_TOKEN}\r\n");
     let with_the_next = request("POST", SET, &header, one_attribute("ok").as_bytes());
     let answer = gateway.call(&with_the_next).await;
