@@ -180,6 +180,14 @@ impl QuotaClass {
         }
     }
 
+    /// The pairs that a call carries; 1 where nothing counts them.
+    pub fn pairs(self, call: &Call) -> u32 {
+        match self {
+            QuotaClass::GroupAttributes => 1,
+            QuotaClass::MessageExtension => call.pairs,
+        }
+    }
+
     /// The code with which the API refuses a call over this quota.
     pub fn refusal(self) -> i64 {
         match self {

@@ -17,7 +17,7 @@ mod worker;
 
 use std::{sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 
 use crate::{
@@ -25,10 +25,11 @@ use crate::{
     call::{Call, Caller, LaneKey, QuotaClass},
     catalogue::Command,
     clock::{self, Instant},
-    config::{Config, Count, Order},
+    config::{Config, Order},
     error::Refusal,
     metrics::Metrics,
     quota::{
+        counting::Counting,
         local::Quota,
         scopes::{Forecast, Scopes},
         slots::{CommandSlots, Slots, View as WindowView},
@@ -39,7 +40,6 @@ use crate::{
         trip::{Answer, Facts, Trip},
     },
 };
-use queue::Counting;
 use room::{Place, Room};
 use waiting::Waiting;
 
@@ -55,7 +55,6 @@ pub struct Lanes {
     metrics: Arc<Metrics>,
     max_calls_per_key: usize,
     order: Order,
-    count: Count,
 }
 
 /// The calls of one key.
@@ -116,7 +115,6 @@ impl Lanes {
             metrics,
             max_calls_per_key: config.queue.max_calls_per_key,
             order: config.queue.order,
-            count: config.quota.message_extension.count,
         })
     }
 
@@ -132,19 +130,19 @@ impl Lanes {
             class,
             target: call.target.clone(),
         };
-        let slots = self.quota.weight(class, call.pairs);
+        let pairs = class.pairs(&call);
         let limit = self.quota.pace(class).limit;
-        if slots > limit {
+        if pairs > limit && self.quota.class(Some(class)).known().counting() == Counting::Pairs {
             return Err(Refusal::invalid(
                 crate::catalogue::rules::INVALID_PARAMETER,
                 format!(
-                    "/ExtensionList has {slots} pairs, the quota is {limit} pairs in a window: \
+                    "/ExtensionList has {pairs} pairs, the quota is {limit} pairs in a window: \
                      send fewer at a time"
                 ),
             )
             .into());
         }
-        let (seat, answer) = self.enter(key, call, slots)?;
+        let (seat, answer) = self.enter(key, call, pairs)?;
         tokio::select! {
             biased;
             // Without an answer only if the task of the lane has panicked.
@@ -171,7 +169,7 @@ impl Lanes {
         self: &Arc<Self>,
         key: LaneKey,
         call: Call,
-        slots: u32,
+        pairs: u32,
     ) -> Result<(Seat<'_>, oneshot::Receiver<Answer>), Refusal> {
         let class = key.class;
         let place = self
@@ -182,16 +180,16 @@ impl Lanes {
         let lane = shard.get(&key).cloned();
         let is_new = lane.is_none();
         let lane = lane.unwrap_or_else(|| self.lane(key));
-        let mut state = lane.state.lock();
+        let mut state = lane.lock();
         if let Some(full) = state.queue.full(&call.caller, self.max_calls_per_key) {
             let mut refusal = admission::no_room(class.refusal(), full);
             refusal.retry_after =
-                Some(self.forecast(&lane, &mut state, &call, slots).at - clock::now());
+                Some(self.forecast(&lane, &mut state, &call, pairs).at - clock::now());
             return Err(refusal);
         }
         // What is admitted may still have to leave at its deadline, if callers take turns and others
         // come later.
-        let forecast = self.forecast(&lane, &mut state, &call, slots);
+        let forecast = self.forecast(&lane, &mut state, &call, pairs);
         admission::admit(
             &self.upstream,
             Some(class),
@@ -205,7 +203,7 @@ impl Lanes {
             _place: place,
         };
         let caller = call.caller.clone();
-        let number = state.queue.push(call, slots, ticket);
+        let number = state.queue.push(call, pairs, ticket);
         drop(state);
         if is_new {
             shard.insert(lane.key.clone(), lane.clone());
@@ -223,17 +221,17 @@ impl Lanes {
         ))
     }
 
-    fn forecast(&self, lane: &Lane, state: &mut State, call: &Call, slots: u32) -> Forecast {
+    fn forecast(&self, lane: &Lane, state: &mut State, call: &Call, pairs: u32) -> Forecast {
         let now = clock::now();
         let service = self.upstream.service_time.get();
         let mut ahead = state.queue.ahead(&call.caller);
         ahead.batches += u32::from(state.under_way.is_some());
-        self.scopes(lane, call, slots).forecast(now, ahead, service)
+        self.scopes(lane, call, pairs).forecast(now, ahead, service)
     }
 
-    fn scopes(&self, lane: &Lane, call: &Call, slots: u32) -> Scopes {
+    fn scopes(&self, lane: &Lane, call: &Call, pairs: u32) -> Scopes {
         Scopes {
-            key: Some((lane.slots.clone(), slots)),
+            key: Some((lane.slots.clone(), pairs)),
             command: self.command(lane, call.command),
         }
     }
@@ -243,13 +241,9 @@ impl Lanes {
     }
 
     fn lane(&self, key: LaneKey) -> Arc<Lane> {
-        let counting = match (key.class, self.count) {
-            (QuotaClass::MessageExtension, Count::Pairs) => Counting::Pairs,
-            _ => Counting::Calls,
-        };
         let slots = self.quota.key(&key);
         let state = State {
-            queue: Waiting::new(self.order, counting),
+            queue: Waiting::new(self.order, slots.counting()),
             under_way: None,
         };
         Arc::new(Lane {
@@ -306,13 +300,13 @@ impl Seat<'_> {
                 {
                     return admission::unreachable_upstream().into();
                 }
-                let scopes = self.lanes.scopes(&self.lane, &job.call, job.slots);
+                let scopes = self.lanes.scopes(&self.lane, &job.call, job.pairs);
                 let limiting = scopes.limiting(clock::now());
                 let code = admission::code(limiting, Some(self.lane.key.class));
-                let mut state = self.lane.state.lock();
+                let mut state = self.lane.lock();
                 let next = self
                     .lanes
-                    .forecast(&self.lane, &mut state, &job.call, job.slots)
+                    .forecast(&self.lane, &mut state, &job.call, job.pairs)
                     .at;
                 admission::too_late(code, next.saturating_duration_since(clock::now())).into()
             }
@@ -343,6 +337,13 @@ impl Lane {
         &self.key
     }
 
+    /// Its calls, counted as the upstream counts them by now.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock();
+        state.queue.count(self.slots.counting());
+        state
+    }
+
     /// What there is to see of it.
     pub fn view(&self) -> View {
         let now = clock::now();
@@ -357,6 +358,7 @@ impl Lane {
             under_way: state.under_way.as_ref().map(|trip| trip.facts()),
             slots,
             limit: self.slots.pace.limit,
+            counting: self.slots.counting(),
         }
     }
 
@@ -391,11 +393,18 @@ pub struct View {
     pub slots: WindowView,
     /// Slots of its window.
     pub limit: u32,
+    /// What each stands for.
+    pub counting: Counting,
 }
 
 impl View {
     /// What there is to see of a key without a lane: its window, if it is remembered.
-    pub fn of_window(slots: Option<Arc<Slots>>, limit: u32, now: Instant) -> View {
+    pub fn of_window(
+        slots: Option<Arc<Slots>>,
+        limit: u32,
+        counting: Counting,
+        now: Instant,
+    ) -> View {
         let free = WindowView {
             free: limit,
             ..WindowView::default()
@@ -408,6 +417,7 @@ impl View {
             under_way: None,
             slots: slots.map_or(free, |slots| slots.view(now)),
             limit,
+            counting,
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Pure: [`window`] is the arithmetic of one window, [`floor`] the round trip that no call
 //! undercuts, [`rest`] the pause after a refusal, [`caution`] what is left unused after refusals
-//! that our own count cannot explain.
+//! that our own count cannot explain, [`counting`] what a slot stands for.
 //!
 //! Not pure: [`local`] keeps the windows of this process, [`slots`] is one of them with those who
 //! wait for it, [`scopes`] takes all that count an attempt together, [`permit`] is what it gives, [`class`] is the profile that all windows of a quota share, [`spacing`]
@@ -10,6 +10,7 @@
 
 pub mod caution;
 pub mod class;
+pub mod counting;
 pub mod floor;
 pub mod journal;
 pub mod local;

@@ -13,6 +13,7 @@ use crate::{
     call::{LaneKey, QuotaClass, Target},
     clock::{self, Instant},
     lane::View,
+    quota::counting::Known,
 };
 
 #[derive(Serialize)]
@@ -21,6 +22,8 @@ struct Explanation {
     why: String,
     #[serde(flatten)]
     key: Key,
+    /// How it is known what is counted.
+    counts_because: &'static str,
     profile: &'static str,
     /// Since when the class has been refused nothing; `null` if it never was.
     last_refusal_ms_ago: Option<f64>,
@@ -42,7 +45,10 @@ pub(super) fn render(admin: &Admin, query: &str) -> Result<Vec<u8>, (StatusCode,
     let quota = &admin.lanes.quota;
     let view = match admin.lanes.find(&key) {
         Some(lane) => lane.view(),
-        None => View::of_window(quota.peek(&key), quota.pace(key.class).limit, now),
+        None => {
+            let counting = quota.class(Some(key.class)).known().counting();
+            View::of_window(quota.peek(&key), quota.pace(key.class).limit, counting, now)
+        }
     };
     let class = quota.class(Some(key.class));
     let reason = class.reason();
@@ -52,6 +58,14 @@ pub(super) fn render(admin: &Admin, query: &str) -> Result<Vec<u8>, (StatusCode,
     let rtt_floor = admin.lanes.upstream.floor.lock().get(now);
     let explanation = Explanation {
         why: why(&view, reachable, now),
+        counts_because: match (class.has_found_out(), class.known()) {
+            (_, Known::CallsSoFar) => "nothing has shown yet whether calls or pairs are counted",
+            (true, Known::Calls) => "the upstream took more pairs than its limit",
+            (true, Known::Pairs) => {
+                "the upstream refused a call in a window of few calls and many pairs"
+            }
+            (false, _) => "the vendor or the settings say so",
+        },
         profile: class.profile().name(),
         last_refusal_ms_ago: reason.refused_at().map(|at| millis(now - at)),
         another_spends: reason.another_spends(),
@@ -141,6 +155,7 @@ fn why(view: &View, reachable: bool, now: Instant) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quota::counting::Counting;
 
     #[test]
     fn the_query_should_name_a_group_or_a_message() {
@@ -177,7 +192,7 @@ mod tests {
     fn the_first_thing_that_holds_a_key_back_should_be_named() {
         let now = clock::now();
         let soon = now + Duration::from_millis(250);
-        let mut view = View::of_window(None, 5, now);
+        let mut view = View::of_window(None, 5, Counting::Calls, now);
         assert_eq!(why(&view, true, now), "nobody waits for this key");
         view.calls = 3;
         assert!(why(&view, false, now).starts_with("the upstream cannot be reached"));

@@ -64,6 +64,8 @@ pub(super) struct Key {
     in_flight_calls: u32,
     attempts: u32,
     limit: u32,
+    /// What a slot stands for: `calls` or `pairs`.
+    counts: &'static str,
     free_slots: u32,
     in_flight_slots: u32,
     cooling_slots: usize,
@@ -160,6 +162,7 @@ impl Key {
             in_flight_calls: view.under_way.map_or(0, |facts| facts.batch),
             attempts: view.under_way.map_or(0, |facts| facts.attempts),
             limit: view.limit,
+            counts: view.counting.name(),
             free_slots: view.slots.free,
             in_flight_slots: view.slots.in_flight,
             cooling_slots: view.slots.cooling.len(),
@@ -180,7 +183,10 @@ pub(super) fn millis(duration: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{call::Target, quota::slots};
+    use crate::{
+        call::Target,
+        quota::{counting::Counting, slots},
+    };
 
     #[test]
     fn a_key_should_show_few_of_many_slots_and_count_them_all() {
@@ -199,6 +205,7 @@ mod tests {
             under_way: None,
             slots: window,
             limit: 1_000,
+            counting: Counting::Calls,
         };
         let target = Target {
             app: 1,

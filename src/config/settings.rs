@@ -228,7 +228,8 @@ pub struct ApiQuota {
 /// What the quota of message extensions counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Count {
-    /// Whatever the upstream turns out to count.
+    /// Whatever the upstream turns out to count: calls, until it refuses in a window of few calls
+    /// and many pairs.
     Auto,
     /// Calls.
     Calls,

@@ -19,6 +19,7 @@ use super::merge::Fold;
 use crate::{
     call::{Call, Travels},
     catalogue::Command,
+    quota::counting::Counting,
 };
 
 /// A call that waits, with whatever its owner needs to answer it.
@@ -26,19 +27,10 @@ use crate::{
 pub struct Job<T> {
     /// The call.
     pub call: Call,
-    /// Slots of its key that it takes when it travels alone.
-    pub slots: u32,
+    /// The pairs that it carries; 1 where there are none.
+    pub pairs: u32,
     /// Its owner's handle.
     pub ticket: T,
-}
-
-/// What one slot of the key stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Counting {
-    /// An upstream call, however many travel in it.
-    Calls,
-    /// A pair.
-    Pairs,
 }
 
 /// Calls in their order.
@@ -50,8 +42,8 @@ pub struct Queue<T> {
     /// The first call of each group.
     starts: BTreeSet<u64>,
     tail: Option<Tail>,
-    /// The slots of all calls, if each travelled alone.
-    slots: u32,
+    /// The pairs of all calls.
+    pairs: u32,
 }
 
 /// The last group, which the next call may join.
@@ -75,26 +67,31 @@ impl<T> Queue<T> {
             next_number: 0,
             starts: BTreeSet::new(),
             tail: None,
-            slots: 0,
+            pairs: 0,
         }
     }
 
+    /// From now on one slot of the key stands for this.
+    pub fn count(&mut self, counting: Counting) {
+        self.counting = counting;
+    }
+
     /// Puts a call at the end and returns its number.
-    pub fn push(&mut self, call: Call, slots: u32, ticket: T) -> u64 {
+    pub fn push(&mut self, call: Call, pairs: u32, ticket: T) -> u64 {
         let number = self.next_number;
-        self.push_as(number, call, slots, ticket);
+        self.push_as(number, call, pairs, ticket);
         number
     }
 
     /// Puts a call at the end under a number that is higher than those of all before it.
-    pub(super) fn push_as(&mut self, number: u64, call: Call, slots: u32, ticket: T) {
+    pub(super) fn push_as(&mut self, number: u64, call: Call, pairs: u32, ticket: T) {
         self.next_number = number + 1;
         self.join(&call, number);
-        self.insert(number, call, slots, ticket);
+        self.insert(number, call, pairs, ticket);
     }
 
     /// Puts a call that was taken back in its old place, to travel alone.
-    pub fn put_back(&mut self, number: u64, mut call: Call, slots: u32, ticket: T) {
+    pub fn put_back(&mut self, number: u64, mut call: Call, pairs: u32, ticket: T) {
         call.travels = Travels::Alone;
         self.starts.insert(number);
         match self.after(number) {
@@ -103,13 +100,13 @@ impl<T> Queue<T> {
             }
             None => self.tail = None,
         }
-        self.insert(number, call, slots, ticket);
+        self.insert(number, call, pairs, ticket);
     }
 
     /// A call leaves; `None` if it is not here any more.
     pub fn leave(&mut self, number: u64) -> Option<Job<T>> {
         let job = self.jobs.remove(&number)?;
-        self.slots -= job.slots;
+        self.pairs -= job.pairs;
         let next = self.after(number);
         let is_start = self.starts.remove(&number);
         let again = if is_start {
@@ -163,7 +160,7 @@ impl<T> Queue<T> {
                 .jobs
                 .pop_first()
                 .expect("a plan is a part of the queue");
-            self.slots -= job.slots;
+            self.pairs -= job.pairs;
             self.starts.remove(&number);
             jobs.push((number, job));
         }
@@ -187,8 +184,8 @@ impl<T> Queue<T> {
             return self.batches().min(groups);
         }
         match self.start_of(groups) {
-            None => self.slots,
-            Some(end) => self.jobs.range(..end).map(|(_, job)| job.slots).sum(),
+            None => self.pairs,
+            Some(end) => self.jobs.range(..end).map(|(_, job)| job.pairs).sum(),
         }
     }
 
@@ -206,7 +203,7 @@ impl<T> Queue<T> {
     pub fn slots(&self) -> u32 {
         match self.counting {
             Counting::Calls => self.batches(),
-            Counting::Pairs => self.slots,
+            Counting::Pairs => self.pairs,
         }
     }
 
@@ -269,11 +266,11 @@ impl<T> Queue<T> {
         self.jobs.range(number..).next().map(|(next, _)| *next)
     }
 
-    fn insert(&mut self, number: u64, call: Call, slots: u32, ticket: T) {
-        self.slots += slots;
+    fn insert(&mut self, number: u64, call: Call, pairs: u32, ticket: T) {
+        self.pairs += pairs;
         let job = Job {
             call,
-            slots,
+            pairs,
             ticket,
         };
         self.jobs.insert(number, job);

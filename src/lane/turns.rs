@@ -28,12 +28,12 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{
     merge::Fold,
-    queue::{Batch, Counting, Job, Plan, Queue},
+    queue::{Batch, Job, Plan, Queue},
 };
 use crate::{
     call::{Call, Caller},
     catalogue::Command,
-    quota::scopes::Ahead,
+    quota::{counting::Counting, scopes::Ahead},
 };
 
 /// Calls that leave by turns.
@@ -83,6 +83,16 @@ impl<T> Turns<T> {
         }
     }
 
+    /// From now on one slot of the key stands for this.
+    pub fn count(&mut self, counting: Counting) {
+        if std::mem::replace(&mut self.counting, counting) != counting {
+            let ring = self.ring.values_mut().map(|(_, queue)| queue);
+            for queue in ring.chain([&mut self.again]) {
+                queue.count(counting);
+            }
+        }
+    }
+
     /// Whether `caller` has as many calls waiting as there are free places, of `places` in all.
     ///
     /// One caller alone gets half of the places, two get a third each, and so on: whoever comes
@@ -93,13 +103,13 @@ impl<T> Turns<T> {
     }
 
     /// Puts a call behind those of its caller and returns its number.
-    pub fn push(&mut self, call: Call, slots: u32, ticket: T) -> u64 {
+    pub fn push(&mut self, call: Call, pairs: u32, ticket: T) -> u64 {
         let number = self.next_number;
         self.next_number += 1;
         self.calls += 1;
         let known = self.places.get(&call.caller);
         if let Some((_, queue)) = known.and_then(|place| self.ring.get_mut(place)) {
-            queue.push_as(number, call, slots, ticket);
+            queue.push_as(number, call, pairs, ticket);
             // Otherwise it is of a later turn.
             if queue.batches() == 1 {
                 self.round = None;
@@ -111,15 +121,15 @@ impl<T> Turns<T> {
         }
         let caller = call.caller.clone();
         let mut queue = Queue::new(self.counting);
-        queue.push_as(number, call, slots, ticket);
+        queue.push_as(number, call, pairs, ticket);
         self.stand_last(caller, queue);
         number
     }
 
     /// Puts a call that was taken back to the front, to travel alone.
-    pub fn put_back(&mut self, number: u64, call: Call, slots: u32, ticket: T) {
+    pub fn put_back(&mut self, number: u64, call: Call, pairs: u32, ticket: T) {
         self.calls += 1;
-        self.again.put_back(number, call, slots, ticket);
+        self.again.put_back(number, call, pairs, ticket);
     }
 
     /// A call of `caller` leaves; `None` if it is not here any more.

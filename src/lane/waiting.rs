@@ -2,7 +2,7 @@
 //! is asked, a [`Queue`] or [`Turns`].
 
 use super::{
-    queue::{Batch, Counting, Job, Plan, Queue},
+    queue::{Batch, Job, Plan, Queue},
     room::Full,
     turns::Turns,
 };
@@ -10,7 +10,7 @@ use crate::{
     call::{Call, Caller},
     catalogue::Command,
     config::Order,
-    quota::scopes::Ahead,
+    quota::{counting::Counting, scopes::Ahead},
 };
 
 /// Calls in the order in which they leave.
@@ -31,6 +31,14 @@ impl<T> Waiting<T> {
         }
     }
 
+    /// From now on one slot of the key stands for this.
+    pub fn count(&mut self, counting: Counting) {
+        match self {
+            Waiting::Strict(queue) => queue.count(counting),
+            Waiting::Fair(turns) => turns.count(counting),
+        }
+    }
+
     /// Why there is no room for another call of `caller`, if there is none: in a lane of `places`.
     pub fn full(&self, caller: &Caller, places: usize) -> Option<Full> {
         if self.calls() >= places {
@@ -43,18 +51,18 @@ impl<T> Waiting<T> {
     }
 
     /// Puts a call behind those that it must not overtake, and returns its number.
-    pub fn push(&mut self, call: Call, slots: u32, ticket: T) -> u64 {
+    pub fn push(&mut self, call: Call, pairs: u32, ticket: T) -> u64 {
         match self {
-            Waiting::Strict(queue) => queue.push(call, slots, ticket),
-            Waiting::Fair(turns) => turns.push(call, slots, ticket),
+            Waiting::Strict(queue) => queue.push(call, pairs, ticket),
+            Waiting::Fair(turns) => turns.push(call, pairs, ticket),
         }
     }
 
     /// Puts a call that was taken back to the front, to travel alone.
-    pub fn put_back(&mut self, number: u64, call: Call, slots: u32, ticket: T) {
+    pub fn put_back(&mut self, number: u64, call: Call, pairs: u32, ticket: T) {
         match self {
-            Waiting::Strict(queue) => queue.put_back(number, call, slots, ticket),
-            Waiting::Fair(turns) => turns.put_back(number, call, slots, ticket),
+            Waiting::Strict(queue) => queue.put_back(number, call, pairs, ticket),
+            Waiting::Fair(turns) => turns.put_back(number, call, pairs, ticket),
         }
     }
 

@@ -61,9 +61,9 @@ impl Drop for Served<'_> {
 
 /// The windows that the front of the lane needs; `None` if nobody waits.
 fn next(lanes: &Lanes, lane: &Lane) -> Option<Scopes> {
-    let state = lane.state.lock();
+    let state = lane.lock();
     let (_, front) = state.queue.front()?;
-    let key = Some((lane.slots.clone(), front.slots));
+    let key = Some((lane.slots.clone(), front.pairs));
     // What follows may turn it into another command; then the permit is switched.
     let command = lanes.command(lane, front.call.command);
     Some(Scopes { key, command })
@@ -72,12 +72,12 @@ fn next(lanes: &Lanes, lane: &Lane) -> Option<Scopes> {
 /// Takes what may travel as one, now that there is a permit for it. `None` if there is nothing any
 /// more that this permit allows.
 fn depart(lanes: &Lanes, lane: &Lane, mut permit: Permit) -> Option<Outbound> {
-    let mut state = lane.state.lock();
+    let mut state = lane.lock();
     let plan = state.queue.plan(permit.slots_within_reach(), |command| {
         permit.could_switch(&lanes.command(lane, command))
     });
     let plan = plan.filter(|plan| {
-        permit.switch(&lanes.command(lane, plan.command)) && permit.grow(plan.slots)
+        permit.switch(&lanes.command(lane, plan.command)) && permit.grow(plan.pairs)
     });
     let Some(plan) = plan else {
         drop(state);
@@ -144,7 +144,7 @@ async fn arrive(lanes: &Lanes, lane: &Lane, outbound: Outbound) {
             (Ok(_), Some(Fate::Reply(reply))) => Ok(reply),
             (Ok(_), Some(Fate::Again) | None) => {
                 if !seat.answer.is_closed() {
-                    let slots = lanes.quota.weight(lane.key.class, seat.call.pairs);
+                    let pairs = lane.key.class.pairs(&seat.call);
                     let place = lanes
                         .room
                         .reenter(Some(lane.key.class), seat.call.body.len());
@@ -152,7 +152,7 @@ async fn arrive(lanes: &Lanes, lane: &Lane, outbound: Outbound) {
                         answer: seat.answer,
                         _place: place,
                     };
-                    state.queue.put_back(seat.number, seat.call, slots, ticket);
+                    state.queue.put_back(seat.number, seat.call, pairs, ticket);
                 }
                 continue;
             }

@@ -138,6 +138,13 @@ impl Stepping {
         }
     }
 
+    /// A refusal has another explanation than the profile: calls that were sent before it say nothing
+    /// about the profile either.
+    pub fn explained(&mut self, now: Instant) {
+        self.refused_at = Some(now);
+        self.changed_at = Some(now);
+    }
+
     /// Steps up after a quiet time; the new profile if it does.
     pub fn step_up(&mut self, now: Instant) -> Option<Profile> {
         let quiet = if self.another_spends {

@@ -4,8 +4,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::Mutex;
 
-use super::caution::{Consequence, Profile, Stepping};
-use crate::clock::Instant;
+use super::{
+    caution::{Consequence, Profile, Stepping},
+    counting::Known,
+};
+use crate::{clock::Instant, config::Count};
 
 /// One class: the attributes of groups, the extensions of messages, or the API-wide limit.
 #[derive(Debug)]
@@ -14,6 +17,12 @@ pub struct Class {
     /// A copy of the profile that is read without a lock: every call looks at it.
     profile: AtomicU8,
     stepping: Mutex<Stepping>,
+    /// What is known of what it counts, read like the profile.
+    known: AtomicU8,
+    /// Its calls carry pairs, whether they are counted or not.
+    has_pairs: bool,
+    /// The settings left it open.
+    is_auto: bool,
 }
 
 impl Class {
@@ -24,6 +33,24 @@ impl Class {
             name,
             profile: AtomicU8::new(profile as u8),
             stepping,
+            known: AtomicU8::new(Known::Calls as u8),
+            has_pairs: false,
+            is_auto: false,
+        }
+    }
+
+    /// The same for calls that carry pairs.
+    pub fn with_pairs(name: &'static str, profile: Profile, count: Count) -> Class {
+        let known = match count {
+            Count::Auto => Known::CallsSoFar,
+            Count::Calls => Known::Calls,
+            Count::Pairs => Known::Pairs,
+        };
+        Class {
+            known: AtomicU8::new(known as u8),
+            has_pairs: true,
+            is_auto: count == Count::Auto,
+            ..Class::new(name, profile)
         }
     }
 
@@ -40,6 +67,33 @@ impl Class {
     /// Why it is in force: the last refusal, and whether another spender caused it.
     pub fn reason(&self) -> Stepping {
         self.stepping.lock().clone()
+    }
+
+    /// What is known of what it counts.
+    pub fn known(&self) -> Known {
+        Known::ALL[usize::from(self.known.load(Ordering::Relaxed))]
+    }
+
+    /// Whether its calls carry pairs.
+    pub fn has_pairs(&self) -> bool {
+        self.has_pairs
+    }
+
+    /// Whether what is known was seen, and not said by the settings.
+    pub fn has_found_out(&self) -> bool {
+        self.is_auto && self.known() != Known::CallsSoFar
+    }
+
+    /// The upstream was seen to count so. True for whoever sees it first; it holds from then on.
+    pub(super) fn learn(&self, known: Known) -> bool {
+        let (from, to) = (Known::CallsSoFar as u8, known as u8);
+        let order = Ordering::Relaxed;
+        self.known.compare_exchange(from, to, order, order).is_ok()
+    }
+
+    /// A refusal at `now` has another explanation than the profile.
+    pub(super) fn explained(&self, now: Instant) {
+        self.stepping.lock().explained(now);
     }
 
     /// A call that was sent at `sent_at` was refused although there was room.

@@ -73,7 +73,7 @@ pub struct Journal {
 }
 
 /// Slots that are busy, and until when.
-type Slot = (Instant, u32);
+pub type Slot = (Instant, u32);
 
 /// What was remembered at the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,6 +82,8 @@ pub struct Summary {
     pub windows: usize,
     /// Slots that are busy.
     pub slots: u64,
+    /// The upstream was seen to count the pairs of message extensions.
+    pub counts_pairs: bool,
 }
 
 #[derive(Debug)]
@@ -134,14 +136,21 @@ impl Page {
         Page { journal, window }
     }
 
-    /// When each slot that the process before this one held is free, latest first. Told once: after
-    /// that the window itself knows.
-    pub fn recall(&self) -> impl Iterator<Item = Instant> + use<> {
+    /// When the slots that the process before this one held are free, latest first, call by call.
+    /// Told once: after that the window itself knows.
+    pub fn recall(&self) -> impl Iterator<Item = Slot> + use<> {
         let slots = self.journal.remembered.lock().remove(&self.window);
         let mut slots = slots.unwrap_or_default();
         slots.sort_unstable_by(|one, other| other.cmp(one));
-        let each = |(until, slots)| std::iter::repeat_n(until, slots as usize);
-        slots.into_iter().flat_map(each)
+        slots.into_iter()
+    }
+
+    /// The upstream was seen to count the pairs of message extensions: the next process need not
+    /// find out again.
+    pub fn counts_pairs(&self) {
+        let mut inner = self.journal.inner.lock();
+        inner.put(&Record::CountsPairs);
+        self.journal.flush(&mut inner);
     }
 }
 
@@ -193,8 +202,11 @@ impl Journal {
         ledger.bury(&paces, now_there);
 
         let mut remembered: HashMap<WindowId, Vec<Slot>> = HashMap::new();
-        let mut summary = Summary::default();
-        let mut content = HEADER.to_vec();
+        let mut summary = Summary {
+            counts_pairs: ledger.counts_pairs,
+            ..Summary::default()
+        };
+        let mut content = beginning(&ledger);
         for busy in ledger.busy(paces, now_there) {
             content.extend_from_slice(&busy.record().encode());
             let slots = remembered.entry(busy.window).or_default();
@@ -274,7 +286,7 @@ impl Journal {
         };
         let header = HEADER.len() as u64;
         let ledger = Ledger::read(&part(&file, header, length)?);
-        let mut content = HEADER.to_vec();
+        let mut content = beginning(&ledger);
         for busy in ledger.busy(self.paces, now) {
             content.extend_from_slice(&busy.record().encode());
         }
@@ -363,6 +375,15 @@ impl Inner {
         self.pending.shrink_to(PENDING);
         Ok(())
     }
+}
+
+/// The header, and what holds for all windows.
+fn beginning(ledger: &Ledger) -> Vec<u8> {
+    let mut content = HEADER.to_vec();
+    if ledger.counts_pairs {
+        content.extend_from_slice(&Record::CountsPairs.encode());
+    }
+    content
 }
 
 fn lock(path: &Path) -> Result<File, TryLockError> {

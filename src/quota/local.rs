@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 
 use super::{
     class::Class,
+    counting::{Counting, Known, Tally},
     journal::{Journal, Page, ledger::Paces, record::WindowId},
     rest::Rest,
     slots::{CommandSlots, Slots},
@@ -14,7 +15,7 @@ use super::{
 use crate::{
     call::{LaneKey, QuotaClass},
     clock::{self, Instant},
-    config::{Config, Count},
+    config::Config,
     sharded::{Sharded, give_back_memory},
 };
 
@@ -37,7 +38,6 @@ pub struct Quota {
 struct Settings {
     group_attributes: Pace,
     message_extension: Pace,
-    count: Count,
     api: Pace,
     api_commands: HashMap<String, u32>,
     hold: Duration,
@@ -71,13 +71,16 @@ impl Quota {
                     quota.message_extension.limit,
                     quota.message_extension.window,
                 ),
-                count: quota.message_extension.count,
                 api: pace(quota.api.limit, quota.api.window),
                 api_commands: quota.api.commands.clone().into_iter().collect(),
                 hold: config.state.hold,
             },
             group_attributes: class("group_attributes", quota.group_attributes.profile),
-            message_extension: class("message_extension", quota.message_extension.profile),
+            message_extension: Arc::new(Class::with_pairs(
+                "message_extension",
+                quota.message_extension.profile,
+                quota.message_extension.count,
+            )),
             api: class("api", quota.api.profile),
             started: clock::now(),
             journal: None,
@@ -95,6 +98,13 @@ impl Quota {
         };
         if let Some(file) = &config.state.file {
             quota.journal = Journal::open(file, paces)?.map(Arc::new);
+            if quota
+                .journal
+                .as_ref()
+                .is_some_and(|journal| journal.summary.counts_pairs)
+            {
+                quota.message_extension.learn(Known::Pairs);
+            }
         }
         Ok(quota)
     }
@@ -142,14 +152,6 @@ impl Quota {
             .or_default()
             .insert(app, slots.clone());
         slots
-    }
-
-    /// Slots of its key that a call of so many pairs takes.
-    pub fn weight(&self, class: QuotaClass, pairs: u32) -> u32 {
-        match (class, self.settings.count) {
-            (QuotaClass::MessageExtension, Count::Pairs) => pairs,
-            _ => 1,
-        }
     }
 
     /// The profile of a class of keys, or of the API-wide quota.
@@ -219,15 +221,27 @@ impl Quota {
         let known_from = self.started + pace.period();
         let journal = self.journal.as_ref();
         let journal = journal.filter(|_| pace.window > self.settings.hold);
-        let known = journal.map(|journal| Page::new(journal.clone(), id()));
-        let window = if let Some(known) = &known {
-            Window::remembered(pace.limit, known.recall())
+        let written = journal.map(|journal| Page::new(journal.clone(), id()));
+        let known = class.known();
+        let recalled: Option<Vec<_>> = written.as_ref().map(|page| page.recall().collect());
+        let window = if let Some(recalled) = &recalled {
+            let one_each = class.has_pairs() && known.counting() == Counting::Calls;
+            let slots = recalled.iter().flat_map(|&(until, slots)| {
+                std::iter::repeat_n(until, if one_each { 1 } else { slots as usize })
+            });
+            Window::remembered(pace.limit, slots)
         } else if pace.window <= self.settings.hold && clock::now() < known_from {
             Window::spent(pace.limit, known_from)
         } else {
             Window::new(pace.limit)
         };
-        Slots::new(pace, class.clone(), window, known)
+        let tally = (known == Known::CallsSoFar).then(|| {
+            // Of a window that counts as spent nobody knows the pairs: as many as there may be.
+            let spent = window.cooling().next().map(|until| (until, pace.limit));
+            let calls = recalled.unwrap_or_else(|| spent.into_iter().collect());
+            Tally::remembered(calls.into_iter())
+        });
+        Slots::new(pace, class.clone(), window, tally, written)
     }
 }
 

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use super::{
     journal::{self, record::Event},
     scopes::Scopes,
-    slots::CommandSlots,
-    window::{Next, Pace, Window},
+    slots::{CommandSlots, Slots},
+    window::Next,
 };
 use crate::clock::{self, Instant};
 
@@ -18,6 +18,7 @@ use crate::clock::{self, Instant};
 pub struct Permit {
     scopes: Scopes,
     state: Held,
+    taken: bool,
 }
 
 #[derive(Debug, PartialEq)]
@@ -32,6 +33,7 @@ impl Permit {
         Permit {
             scopes,
             state: Held::Yes,
+            taken: false,
         }
     }
 
@@ -43,27 +45,33 @@ impl Permit {
     /// Slots of the key that it holds or could hold by [`grow`](Self::grow).
     pub fn slots_within_reach(&self) -> u32 {
         match &self.scopes.key {
-            Some((key, slots)) => slots + key.state.lock().window.free(clock::now()),
+            Some((key, held)) => key.within_reach(clock::now(), *held),
             None => u32::MAX,
         }
     }
 
-    /// Takes more slots of the key, `slots` in all; never more than are within reach.
-    pub fn grow(&mut self, slots: u32) -> bool {
+    /// Makes room for `pairs` in all; false if there is none for so many.
+    pub fn grow(&mut self, pairs: u32) -> bool {
         let Some((key, held)) = &mut self.scopes.key else {
             return true;
         };
-        let more = slots.saturating_sub(*held);
-        if more == 0 {
+        if pairs <= *held {
             return true;
         }
         let now = clock::now();
-        if !key.state.lock().grow(now, more) {
+        if !key.grow(now, *held, pairs) {
             return false;
         }
-        journal::write(Event::Taken, now, [key.written(more), None]);
-        *held += more;
+        let before = key.written(*held).map_or(0, |(_, slots)| slots);
+        let more = key.written(pairs).map(|(page, all)| (page, all - before));
+        journal::write(Event::Taken, now, [more.filter(|(_, n)| *n > 0), None]);
+        *held = pairs;
         true
+    }
+
+    /// The upstream did what the call asked for.
+    pub fn taken(&mut self) {
+        self.taken = true;
     }
 
     /// Whether [`switch`](Self::switch) would work now.
@@ -72,7 +80,7 @@ impl Permit {
         Arc::ptr_eq(to, &self.scopes.command)
             || (to.turn.try_lock().is_ok()
                 && to.app_rest(now).is_none()
-                && to.slots.next(&mut to.slots.state.lock(), now, 1) == Next::Now)
+                && to.slots.next(&mut to.slots.lock(), now, 1) == Next::Now)
     }
 
     /// Gives the slot of its command for one of another command, if that has one now and nobody
@@ -86,14 +94,14 @@ impl Permit {
         };
         let now = clock::now();
         {
-            let mut state = to.slots.state.lock();
+            let mut state = to.slots.lock();
             if to.app_rest(now).is_some() || to.slots.next(&mut state, now, 1) != Next::Now {
                 return false;
             }
-            state.take(now, 1);
+            to.slots.take(&mut state, now, 1);
         }
         let from = std::mem::replace(&mut self.scopes.command, to.clone());
-        from.slots.change(|state| state.window.refund(1));
+        from.slots.refund(1);
         journal::write(Event::Refunded, now, [from.slots.written(1), None]);
         journal::write(Event::Taken, now, [to.slots.written(1), None]);
         true
@@ -102,46 +110,46 @@ impl Permit {
     /// The reply came at `reply_at`, over a line whose round trips take at least `rtt_floor`: the
     /// slots cool from then.
     pub fn settle(mut self, reply_at: Instant, rtt_floor: Duration) {
-        self.give_back(Event::Replied, reply_at, |window, pace, slots| {
-            window.settle(slots, pace.free_after_reply(reply_at, rtt_floor));
+        let taken = self.taken;
+        self.give_back(Event::Replied, reply_at, |slots, pairs| {
+            let free_at = slots.pace.free_after_reply(reply_at, rtt_floor);
+            slots.settle(pairs, free_at, taken);
         });
     }
 
     /// The connection was given up at `closed_at` and nobody knows whether the call arrived.
     pub fn lose(mut self, closed_at: Instant) {
-        self.give_back(Event::Lost, closed_at, |window, pace, slots| {
-            window.settle(slots, pace.free_after_loss(closed_at));
-        });
+        self.give_back_lost(closed_at);
     }
 
     /// Nothing was written to a socket: the slots are free again.
     pub fn refund(mut self) {
-        self.give_back(Event::Refunded, clock::now(), |window, _, slots| {
-            window.refund(slots);
+        self.give_back(Event::Refunded, clock::now(), Slots::refund);
+    }
+
+    fn give_back_lost(&mut self, closed_at: Instant) {
+        self.give_back(Event::Lost, closed_at, |slots, pairs| {
+            slots.settle(pairs, slots.pace.free_after_loss(closed_at), false);
         });
     }
 
-    fn give_back(&mut self, event: Event, at: Instant, settle: impl Fn(&mut Window, &Pace, u32)) {
+    fn give_back(&mut self, event: Event, at: Instant, settle: impl Fn(&Slots, u32)) {
         if std::mem::replace(&mut self.state, Held::GivenBack) == Held::GivenBack {
             return;
         }
         // First of all: whoever takes the slots next is written down after this.
         journal::write(event, at, self.scopes.pages());
-        if let Some((key, slots)) = &self.scopes.key {
-            key.change(|state| settle(&mut state.window, &key.pace, *slots));
+        if let Some((key, pairs)) = &self.scopes.key {
+            settle(key, *pairs);
         }
-        let command = &self.scopes.command.slots;
-        command.change(|state| settle(&mut state.window, &command.pace, 1));
+        settle(&self.scopes.command.slots, 1);
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         if self.state == Held::Yes {
-            let closed_at = clock::now();
-            self.give_back(Event::Lost, closed_at, |window, pace, slots| {
-                window.settle(slots, pace.free_after_loss(closed_at));
-            });
+            self.give_back_lost(clock::now());
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::clock::{self, Instant};
 /// Every window that counts an attempt.
 #[derive(Clone, Debug)]
 pub struct Scopes {
-    /// The window of its key and the slots that it takes there.
+    /// The window of its key and the pairs that it carries; 1 where there are none.
     pub key: Option<(Arc<Slots>, u32)>,
     /// The window of its command.
     pub command: Arc<CommandSlots>,
@@ -69,8 +69,8 @@ impl Scopes {
             return permit;
         }
         loop {
-            if let Some((key, slots)) = &self.key {
-                key.until_free(*slots).await;
+            if let Some((key, pairs)) = &self.key {
+                key.until_free(*pairs).await;
             }
             let _waiting = self.command.wait();
             let _turn = self.command.turn.lock().await;
@@ -93,7 +93,7 @@ impl Scopes {
         let key = self
             .key
             .as_ref()
-            .map(|(key, slots)| key.forecast(now, ahead, *slots, service));
+            .map(|(key, pairs)| key.forecast(now, ahead, *pairs, service));
         match key {
             Some(key) if key >= command => Forecast {
                 at: key,
@@ -109,7 +109,7 @@ impl Scopes {
     /// The window that keeps a call from being sent now.
     pub fn limiting(&self, now: Instant) -> Limiting {
         match &self.key {
-            Some((key, slots)) if key.next(&mut key.state.lock(), now, *slots) != Next::Now => {
+            Some((key, pairs)) if key.next(&mut key.lock(), now, *pairs) != Next::Now => {
                 Limiting::Key
             }
             Some(_) if self.command.waiting() == 0 => Limiting::Key,
@@ -121,22 +121,22 @@ impl Scopes {
         let mut key = self
             .key
             .as_ref()
-            .map(|(key, slots)| (key, key.state.lock(), *slots));
+            .map(|(key, pairs)| (key, key.lock(), *pairs));
         let command = &self.command.slots;
-        let mut state = command.state.lock();
+        let mut state = command.lock();
         let key_is_free = key
             .as_mut()
-            .is_none_or(|(key, state, slots)| key.next(state, now, *slots) == Next::Now);
+            .is_none_or(|(key, state, pairs)| key.next(state, now, *pairs) == Next::Now);
         if !key_is_free
             || command.next(&mut state, now, 1) != Next::Now
             || self.command.app_rest(now).is_some()
         {
             return None;
         }
-        if let Some((_, state, slots)) = &mut key {
-            state.take(now, *slots);
+        if let Some((key, state, pairs)) = &mut key {
+            key.take(state, now, *pairs);
         }
-        state.take(now, 1);
+        command.take(&mut state, now, 1);
         // The write need not keep others from the windows: nothing leaves before it.
         drop((key, state));
         journal::write(Event::Taken, now, self.pages());
@@ -146,7 +146,7 @@ impl Scopes {
     /// Where its slots are written down.
     pub(super) fn pages(&self) -> [Option<(&Page, u32)>; 2] {
         let key = self.key.as_ref();
-        let key = key.and_then(|(key, slots)| key.written(*slots));
+        let key = key.and_then(|(key, pairs)| key.written(*pairs));
         [key, self.command.slots.written(1)]
     }
 }

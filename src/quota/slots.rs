@@ -9,12 +9,13 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::{
     caution::{self, Consequence, Left, Profile},
     class::Class,
+    counting::{self, Counting, Known, Tally},
     journal::Page,
     rest::Rest,
     scopes::Ahead,
@@ -36,7 +37,11 @@ pub struct Slots {
 
 #[derive(Debug)]
 pub(super) struct State {
+    /// Of what `counting` says.
     pub(super) window: Window,
+    counting: Counting,
+    /// The pairs of its calls, for as long as it is not known which of the two is counted.
+    tally: Option<Box<Tally>>,
     rest: Rest,
     /// What is left to another spender of this quota.
     left: Left,
@@ -55,15 +60,19 @@ pub struct CommandSlots {
 }
 
 impl Slots {
-    /// For a window as it is found; `written` is where its slots are written down.
+    /// For a window of calls as it is found, and what is known of their pairs; `written` is where its
+    /// slots are written down.
     pub(super) fn new(
         pace: Pace,
         class: Arc<Class>,
         window: Window,
+        tally: Option<Tally>,
         written: Option<Page>,
     ) -> Slots {
         let state = State {
             window,
+            counting: Counting::Calls,
+            tally: tally.map(Box::new),
             rest: Rest::default(),
             left: Left::default(),
             spacing: None,
@@ -78,9 +87,46 @@ impl Slots {
         }
     }
 
+    /// What one slot stands for.
+    pub fn counting(&self) -> Counting {
+        self.class.known().counting()
+    }
+
+    /// The window in the unit that is in force.
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock();
+        self.follow_counting(&mut state);
+        state
+    }
+
+    /// Makes the window one of pairs if the upstream was seen to count them, and forgets the pairs
+    /// if it was seen not to.
+    fn follow_counting(&self, state: &mut State) {
+        let known = self.class.known();
+        if known != Known::CallsSoFar
+            && let Some(tally) = state.tally.take()
+            && known == Known::Pairs
+        {
+            state.window = tally.into_window(clock::now(), self.pace.limit);
+        }
+        state.counting = known.counting();
+    }
+
+    /// Slots that a call of so many pairs takes: never more than there are.
+    fn weight(&self, state: &State, pairs: u32) -> u32 {
+        match state.counting {
+            Counting::Calls => 1,
+            Counting::Pairs => self.bounded(pairs),
+        }
+    }
+
+    fn bounded(&self, pairs: u32) -> u32 {
+        pairs.clamp(1, self.pace.limit)
+    }
+
     /// What there is to see of the window at `now`.
     pub fn view(&self, now: Instant) -> View {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         self.follow_profile(&mut state, now, 1);
         View {
             free: state.window.free(now),
@@ -92,15 +138,16 @@ impl Slots {
         }
     }
 
-    /// When `slots` can be taken behind `ahead`.
+    /// When a call of so many pairs can be sent behind `ahead`.
     pub(super) fn forecast(
         &self,
         now: Instant,
         ahead: Ahead,
-        slots: u32,
+        pairs: u32,
         service: Duration,
     ) -> Instant {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
+        let slots = self.weight(&state, pairs);
         self.follow_profile(&mut state, now, slots);
         let rested = state.rest.until(now).unwrap_or(now) + service * ahead.batches;
         let slot = state
@@ -113,12 +160,13 @@ impl Slots {
     }
 
     pub(super) fn is_idle(&self, now: Instant) -> bool {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         state.window.is_idle(now) && state.rest.until(now).is_none() && state.left.slots(now) == 0
     }
 
-    /// When `slots` can be taken together.
-    pub(super) fn next(&self, state: &mut State, now: Instant, slots: u32) -> Next {
+    /// When a call of so many pairs can be sent.
+    pub(super) fn next(&self, state: &mut State, now: Instant, pairs: u32) -> Next {
+        let slots = self.weight(state, pairs);
         self.follow_profile(state, now, slots);
         let spaced = state.spacing.as_ref().and_then(|spacing| spacing.next(now));
         let not_before = spaced.max(state.rest.until(now));
@@ -153,10 +201,10 @@ impl Slots {
         }
     }
 
-    /// Waits until `slots` are free and the rest is over. Only one task at a time may wait.
-    pub(super) async fn until_free(&self, slots: u32) {
+    /// Waits until a call of so many pairs can be sent. Only one task at a time may wait.
+    pub(super) async fn until_free(&self, pairs: u32) {
         loop {
-            let next = self.next(&mut self.state.lock(), clock::now(), slots);
+            let next = self.next(&mut self.lock(), clock::now(), pairs);
             match next {
                 Next::Now => return,
                 Next::At(at) => {
@@ -179,6 +227,9 @@ impl Slots {
     pub(super) fn refused(&self, sent_at: Instant, now: Instant) {
         self.change(|state| {
             state.rest.refused(now, &self.pace);
+            if self.shows_pairs(state, now) {
+                return;
+            }
             // The refused call holds its own slot still.
             let others = state.window.busy(now).saturating_sub(1);
             if caution::is_nearly_alone(others, self.pace.limit) {
@@ -190,13 +241,108 @@ impl Slots {
         });
     }
 
-    /// Where `slots` of it are written down.
-    pub(super) fn written(&self, slots: u32) -> Option<(&Page, u32)> {
+    /// Whether a refusal says that the upstream counts pairs. From then on the whole class does.
+    fn shows_pairs(&self, state: &mut State, now: Instant) -> bool {
+        let Some(tally) = &mut state.tally else {
+            return false;
+        };
+        let (calls, pairs) = (state.window.busy(now), tally.busy(now));
+        if !counting::shows_pairs(calls, pairs, self.pace.limit) {
+            return false;
+        }
+        self.class.explained(now);
+        if self.class.learn(Known::Pairs) {
+            tracing::warn!(
+                quota = self.class.name(),
+                calls,
+                pairs,
+                limit = self.pace.limit,
+                "counting pairs from now on: the upstream refused a call in a window of so many calls \
+                 and pairs"
+            );
+            if let Some(page) = &self.page {
+                page.counts_pairs();
+            }
+        }
+        self.follow_counting(state);
+        true
+    }
+
+    /// Takes what [`next`](Self::next) has just said to be free.
+    pub(super) fn take(&self, state: &mut State, now: Instant, pairs: u32) {
+        let slots = self.weight(state, pairs);
+        state.take(now, slots);
+        if let Some(tally) = &mut state.tally {
+            tally.take(self.bounded(pairs));
+        }
+    }
+
+    /// Makes room for `pairs` in all in a call that has room for `held`, or says that there is none.
+    pub(super) fn grow(&self, now: Instant, held: u32, pairs: u32) -> bool {
+        let mut state = self.lock();
+        let more = self.weight(&state, pairs) - self.weight(&state, held);
+        if !state.grow(now, more) {
+            return false;
+        }
+        if let Some(tally) = &mut state.tally {
+            tally.take(self.bounded(pairs) - self.bounded(held));
+        }
+        true
+    }
+
+    /// Pairs that a call which has room for `held` could carry: those, whatever the limit.
+    pub(super) fn within_reach(&self, now: Instant, held: u32) -> u32 {
+        let mut state = self.lock();
+        let slots = self.weight(&state, held) + state.window.free(now);
+        slots.max(held)
+    }
+
+    /// A call of so many pairs is over: its slots are free again at `free_at`. `taken` says that the
+    /// upstream took it.
+    pub(super) fn settle(&self, pairs: u32, free_at: Instant, taken: bool) {
+        self.change(|state| {
+            let slots = self.weight(state, pairs);
+            state.window.settle(slots, free_at);
+            let Some(tally) = &mut state.tally else {
+                return;
+            };
+            tally.settle(self.bounded(pairs), free_at, taken);
+            if taken
+                && tally.is_beyond_pairs(clock::now(), &self.pace)
+                && self.class.learn(Known::Calls)
+            {
+                tracing::info!(
+                    quota = self.class.name(),
+                    "the upstream counts calls: it took more pairs than its limit"
+                );
+            }
+        });
+    }
+
+    /// A call of so many pairs was never sent.
+    pub(super) fn refund(&self, pairs: u32) {
+        self.change(|state| {
+            let slots = self.weight(state, pairs);
+            state.window.refund(slots);
+            if let Some(tally) = &mut state.tally {
+                tally.refund(self.bounded(pairs));
+            }
+        });
+    }
+
+    /// Where a call of so many pairs is written down, and as what. Pairs are written down where
+    /// there are any, whatever is counted: the next process may count otherwise.
+    pub(super) fn written(&self, pairs: u32) -> Option<(&Page, u32)> {
+        let slots = if self.class.has_pairs() {
+            self.bounded(pairs)
+        } else {
+            1
+        };
         self.page.as_ref().map(|page| (page, slots))
     }
 
-    pub(super) fn change(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state.lock());
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
         self.changed.notify_one();
     }
 }
@@ -219,8 +365,7 @@ pub struct View {
 }
 
 impl State {
-    /// Takes what [`Slots::next`] has just said to be free.
-    pub(super) fn take(&mut self, now: Instant, slots: u32) {
+    fn take(&mut self, now: Instant, slots: u32) {
         assert!(
             self.window.take(now, slots),
             "just seen free, under the same lock"
@@ -235,7 +380,7 @@ impl State {
     }
 
     /// Takes more slots for a call that has some, or none and says so.
-    pub(super) fn grow(&mut self, now: Instant, slots: u32) -> bool {
+    fn grow(&mut self, now: Instant, slots: u32) -> bool {
         let taken = self.window.take(now, slots);
         if let Some(spacing) = self.spacing.as_mut().filter(|_| taken) {
             spacing.extend(slots);

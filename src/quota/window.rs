@@ -117,6 +117,11 @@ impl Window {
         true
     }
 
+    /// Slots are in flight that were taken before there was this window.
+    pub fn hold(&mut self, slots: u32) {
+        self.in_flight += slots;
+    }
+
     /// Slots taken by [`take`](Self::take) start to cool and are free again at `free_at`.
     pub fn settle(&mut self, slots: u32, free_at: Instant) {
         self.in_flight -= slots;

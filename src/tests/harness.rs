@@ -92,6 +92,29 @@ impl World {
         }
     }
 
+    /// A gateway that knows of those before it by `state.file`, over a simulator that is there
+    /// already. Nothing sweeps it, so that it is gone when it is dropped.
+    pub(crate) fn remembering(simulator: &Simulator, settings: &[&str]) -> World {
+        let sources = Sources {
+            overrides: settings.iter().map(|&text| text.to_owned()).collect(),
+            ..Sources::default()
+        };
+        let config = load(&sources).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+        let reachable = Arc::new(AtomicBool::new(true));
+        let connector = Pipes {
+            simulator: simulator.clone(),
+            reachable: reachable.clone(),
+        };
+        let quota = Quota::with_state(&config).expect("nobody else uses the file");
+        let core = Core::with_quota(&config, connector, Arc::new(Metrics::new()), quota);
+        World {
+            simulator: simulator.clone(),
+            core: Arc::new(core),
+            caller: Caller::Local,
+            reachable,
+        }
+    }
+
     /// The same world as another caller sees it, the one with this address.
     pub(crate) fn of_caller(&self, number: u8) -> World {
         World {

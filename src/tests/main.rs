@@ -4,6 +4,7 @@
 //! - [`fair`]: the same with turns between callers
 //! - [`access`]: tokens, commands and rates of callers
 //! - [`signing`]: signatures that the gateway makes, and those that the API refuses
+//! - [`count`]: what the upstream counts of message extensions, found out
 //! - [`promises`]: the whole gateway with random callers, arrivals, failures and departures, from seeds
 //! - [`zoo`]: every way in which the upstream could count, and other spenders
 //! - [`http2`]: an upstream that is played frame by frame
@@ -14,6 +15,7 @@
 
 mod access;
 mod binary;
+mod count;
 mod fair;
 mod fuzz;
 mod harness;

@@ -75,6 +75,7 @@ fn decisions_should_be_pure() {
                 "quota/rest.rs",
                 "quota/floor.rs",
                 "quota/caution.rs",
+                "quota/counting.rs",
                 "quota/journal/ledger.rs",
                 "quota/journal/record.rs",
             ]

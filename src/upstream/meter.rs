@@ -90,7 +90,7 @@ where
     S: Service<Outbound, Response = Reply, Error = Failure>,
 {
     async fn send(mut self, mut outbound: Outbound) -> Result<Reply, Failure> {
-        let (permit, leave) = permit(&self.breaker, &mut outbound).await?;
+        let (mut permit, leave) = permit(&self.breaker, &mut outbound).await?;
         let credentials = outbound.credentials.clone();
         if let Some(credentials) = &credentials
             && let Err(refusal) = self.refused.check(credentials, clock::now())
@@ -121,6 +121,9 @@ where
                         tracing::warn!(command = label, ?whose, "the upstream refused over quota");
                     }
                     None => permit.scopes().accepted(),
+                }
+                if reply.code == Some(0) {
+                    permit.taken();
                 }
                 let mut floor = self.floor.lock();
                 floor.record(reply.at, reply.at - sent_at);

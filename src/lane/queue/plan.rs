@@ -1,7 +1,7 @@
 //! What leaves next: how much of a sequence of calls may travel as one. Pure.
 
-use super::{Counting, Job};
-use crate::{call::Travels, catalogue::Command, lane::merge::Fold};
+use super::Job;
+use crate::{call::Travels, catalogue::Command, lane::merge::Fold, quota::counting::Counting};
 
 /// Calls taken from the front, to travel as one.
 #[derive(Debug)]
@@ -23,8 +23,8 @@ pub struct Plan {
     fold: Option<Fold>,
     /// The command as which it is sent.
     pub command: &'static Command,
-    /// Slots of the key that it takes.
-    pub slots: u32,
+    /// The pairs that it carries; where there are none, its calls.
+    pub pairs: u32,
 }
 
 impl Plan {
@@ -39,21 +39,21 @@ impl Plan {
         let mut jobs = jobs.peekable();
         let first = jobs.next()?;
         if jobs.peek().is_none() || first.call.travels == Travels::Alone {
-            let (command, slots) = (first.call.command, first.slots);
-            let fits = slots <= max_slots && allowed(command);
+            let (command, pairs) = (first.call.command, first.pairs);
+            let fits = slots(counting, pairs) <= max_slots && allowed(command);
             return fits.then_some(Plan {
                 length: 1,
                 command,
-                slots,
+                pairs,
                 fold: None,
             });
         }
         let mut best = None;
-        let (mut length, mut slots) = (1, first.slots);
+        let (mut length, mut pairs) = (1, first.pairs);
         let mut fold = Fold::start(&first.call);
         // Asked once per change of the command: folding a run seldom changes it.
         let mut answer = None;
-        while slots <= max_slots {
+        while slots(counting, pairs) <= max_slots {
             let command = fold.command();
             let is_allowed = match answer {
                 Some((asked, is_allowed)) if std::ptr::eq(asked, command) => is_allowed,
@@ -61,23 +61,20 @@ impl Plan {
             };
             answer = Some((command, is_allowed));
             if is_allowed {
-                best = Some((length, command, slots));
+                best = Some((length, command, pairs));
             }
             let Some(job) = jobs.next() else { break };
-            let together = match counting {
-                Counting::Calls => slots,
-                Counting::Pairs => slots + job.slots,
-            };
-            if together > max_slots || !fold.add(&job.call) {
+            let together = pairs + job.pairs;
+            if slots(counting, together) > max_slots || !fold.add(&job.call) {
                 break;
             }
-            slots = together;
+            pairs = together;
             length += 1;
         }
-        best.map(|(best, command, slots)| Plan {
+        best.map(|(best, command, pairs)| Plan {
             length: best,
             command,
-            slots,
+            pairs,
             fold: (best == length && best > 1).then_some(fold),
         })
     }
@@ -103,5 +100,13 @@ impl Plan {
             fold,
             command: self.command,
         }
+    }
+}
+
+/// Slots of the key that an upstream call of so many pairs takes.
+fn slots(counting: Counting, pairs: u32) -> u32 {
+    match counting {
+        Counting::Calls => 1,
+        Counting::Pairs => pairs,
     }
 }

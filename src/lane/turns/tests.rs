@@ -140,7 +140,7 @@ fn those_put_back_should_leave_first_and_keep_their_order() {
     turns.push(of(3, clear()), 1, ());
     turns.push(of(1, clear()), 1, ());
     for (number, job) in batch.jobs {
-        turns.put_back(number, job.call, job.slots, ());
+        turns.put_back(number, job.call, job.pairs, ());
     }
     assert_eq!((turns.calls(), turns.front().unwrap().0), (5, 0));
     assert_eq!(turns.ahead(&caller(4)).batches, 4);
@@ -297,7 +297,7 @@ proptest! {
                     judge.send(&calls, is_turn);
                     if matches!(step, Step::TakeAndPutBack) && batch.jobs.len() > 1 {
                         for ((number, _), (place, job)) in calls.into_iter().zip(batch.jobs) {
-                            turns.put_back(place, job.call, job.slots, ());
+                            turns.put_back(place, job.call, job.pairs, ());
                             judge.waiting.entry(number).or_default().insert(place);
                         }
                     }

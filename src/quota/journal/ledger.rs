@@ -33,6 +33,8 @@ pub struct Ledger {
     shift: Micros,
     /// The latest time, as kept here.
     last: Option<Micros>,
+    /// The upstream was seen to count the pairs of message extensions.
+    pub counts_pairs: bool,
     /// What could not be read.
     pub damage: Damage,
 }
@@ -117,6 +119,10 @@ impl Ledger {
         let (event, window, slots, at) = match *record {
             Record::Clock { by } => {
                 self.shift = self.shift.saturating_add(by);
+                return;
+            }
+            Record::CountsPairs => {
+                self.counts_pairs = true;
                 return;
             }
             Record::Slots {

@@ -65,7 +65,7 @@ pub enum Record {
         event: Event,
         /// Of which window.
         window: WindowId,
-        /// How many.
+        /// How many; of message extensions the pairs of the call, whatever is counted.
         slots: u32,
         /// When.
         at: Micros,
@@ -75,6 +75,8 @@ pub enum Record {
         /// By how much; negative if it was set back.
         by: Micros,
     },
+    /// The upstream was seen to count the pairs of message extensions.
+    CountsPairs,
 }
 
 impl WindowId {
@@ -160,6 +162,8 @@ impl Event {
 
 /// The event of [`Record::Clock`].
 const CLOCK: u8 = 5;
+/// The event of [`Record::CountsPairs`].
+const COUNTS_PAIRS: u8 = 6;
 
 impl Record {
     /// Its bytes.
@@ -172,6 +176,7 @@ impl Record {
                 at,
             } => (event.code(), window.class.code(), slots, at, window.digest),
             Record::Clock { by } => (CLOCK, 0, 0, by, [0; 16]),
+            Record::CountsPairs => (COUNTS_PAIRS, 0, 0, 0, [0; 16]),
         };
         let mut bytes = [0; LENGTH];
         bytes[0] = event;
@@ -193,6 +198,9 @@ impl Record {
         let time = i64::from_le_bytes(part(bytes, 6));
         if bytes[0] == CLOCK {
             return Some(Record::Clock { by: time });
+        }
+        if bytes[0] == COUNTS_PAIRS {
+            return Some(Record::CountsPairs);
         }
         Some(Record::Slots {
             event: Event::of(bytes[0])?,

@@ -172,7 +172,7 @@ impl Run {
                 let number = *who.get(&numbers);
                 let job = self.queue.leave(number).unwrap();
                 let (call, slots) = self.waiting.remove(&number).unwrap();
-                assert_eq!((&job.call.body, job.slots), (&call.body, slots));
+                assert_eq!((&job.call.body, job.pairs), (&call.body, slots));
                 if self.untold.contains(&number) {
                     self.answered.push((self.batches, number, call, None));
                 }
@@ -229,17 +229,14 @@ impl Run {
         if Some(plan.length) != self.longest(u32::MAX, [true; 5]).map(|(length, _)| length) {
             self.is_exact = false;
         }
-        let (length, command, plan_slots) = (plan.length, plan.command, plan.slots);
+        let (length, command, pairs) = (plan.length, plan.command, plan.pairs);
         let batch = self.queue.take(plan);
         assert_eq!(batch.jobs.len(), length);
         assert!(std::ptr::eq(batch.command, command));
         assert_eq!(batch.fold.is_some(), length > 1);
-        let slots = batch.jobs.iter().map(|(_, job)| job.slots);
-        match self.counting {
-            Counting::Calls => assert_eq!(plan_slots, 1),
-            Counting::Pairs => assert_eq!(plan_slots, slots.sum::<u32>()),
-        }
-        assert!(plan_slots <= max_slots);
+        let each = batch.jobs.iter().map(|(_, job)| job.pairs);
+        assert_eq!(pairs, each.sum::<u32>());
+        assert!(self.counting == Counting::Calls || pairs <= max_slots);
         for (number, job) in &batch.jobs {
             let (first, (call, _)) = self.waiting.pop_first().unwrap();
             assert_eq!((first, &call.body), (*number, &job.call.body));
@@ -279,11 +276,11 @@ impl Run {
                 Fate::Again => {
                     let mut call = job.call.clone();
                     call.travels = Travels::Alone;
-                    self.waiting.insert(number, (call, job.slots));
+                    self.waiting.insert(number, (call, job.pairs));
                     if code == 0 {
                         self.untold.insert(number);
                     }
-                    self.queue.put_back(number, job.call, job.slots, ());
+                    self.queue.put_back(number, job.call, job.pairs, ());
                     self.is_exact = false;
                 }
             }
