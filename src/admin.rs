@@ -6,7 +6,7 @@
 //! | `/readyz` | 200 while calls are taken, 503 before and while draining |
 //! | `/metrics` | Prometheus text |
 //! | `/status.json` | the busiest keys: wait, queue, batches, next slot |
-//! | `/explain?sdkappid=&group=&msg_seq=` | why a key waits: queue, window, profile, refusals |
+//! | `/explain?sdkappid=&group=&msg_seq=`, `/explain?sdkappid=&quota=&key=` | why a key waits: queue, window, profile, refusals |
 //! | `/` | the same for people |
 
 mod explain;

@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, ops::Range, sync::Arc};
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, uri::PathAndQuery};
 
-use crate::{catalogue::Command, clock::Instant};
+use crate::{catalogue::Command, clock::Instant, error};
 
 /// A request that was read whole and is sent on as it came.
 #[derive(Clone)]
@@ -152,7 +152,7 @@ impl fmt::Debug for Credentials {
 pub struct Target {
     /// The app (`sdkappid`).
     pub app: u64,
-    /// `GroupId`, decoded.
+    /// `GroupId`, decoded. Under a rule, the values of its key as JSON.
     pub group: Arc<str>,
     /// `MsgSeq`, for message extensions.
     pub message: Option<i128>,
@@ -166,24 +166,27 @@ pub enum QuotaClass {
     GroupAttributes,
     /// Writes of a message's extensions: 200 a minute for each message.
     MessageExtension,
+    /// Commands that a rule of the settings gives the quota of this name.
+    Ruled(&'static str),
 }
 
 impl QuotaClass {
-    /// Every class.
-    pub const ALL: [QuotaClass; 2] = [QuotaClass::GroupAttributes, QuotaClass::MessageExtension];
+    /// Every class of commands that the gateway knows.
+    pub const KNOWN: [QuotaClass; 2] = [QuotaClass::GroupAttributes, QuotaClass::MessageExtension];
 
     /// The name in settings and metrics.
     pub fn name(self) -> &'static str {
         match self {
             QuotaClass::GroupAttributes => "group_attributes",
             QuotaClass::MessageExtension => "message_extension",
+            QuotaClass::Ruled(name) => name,
         }
     }
 
     /// The pairs that a call carries; 1 where nothing counts them.
     pub fn pairs(self, call: &Call) -> u32 {
         match self {
-            QuotaClass::GroupAttributes => 1,
+            QuotaClass::GroupAttributes | QuotaClass::Ruled(_) => 1,
             QuotaClass::MessageExtension => call.pairs,
         }
     }
@@ -193,6 +196,8 @@ impl QuotaClass {
         match self {
             QuotaClass::GroupAttributes => 10049,
             QuotaClass::MessageExtension => 23003,
+            // The vendor documents no other where a page has none of its own.
+            QuotaClass::Ruled(_) => error::API_LIMIT.into(),
         }
     }
 }

@@ -41,6 +41,8 @@ pub enum Action {
     WriteExtensions,
     /// Changes nothing: identical ones in flight share one call.
     Read,
+    /// Nobody knows; a rule of the settings gives it the quota of this name.
+    Ruled(&'static str),
 }
 
 impl Action {
@@ -53,6 +55,7 @@ impl Action {
             | Action::ClearAttributes => Some(QuotaClass::GroupAttributes),
             Action::WriteExtensions => Some(QuotaClass::MessageExtension),
             Action::Read => None,
+            Action::Ruled(quota) => Some(QuotaClass::Ruled(quota)),
         }
     }
 }

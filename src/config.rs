@@ -11,6 +11,7 @@
 //! - `schema`: every setting once, with its name, kind and bounds; read and printed from there
 //! - `kind`, `duration`, `size`, `upstream_url`, `level`, `command`, `caller`: one value, from text and back
 //! - `document`, `assignment`, `tree`: a file, a variable or an option as a tree with places
+//! - `rule`: the kinds of values in a `[[rule]]`, and rules that are wrong together
 //! - `reader`, `suggest`, `relations`: the tree against the schema
 //! - `printer`: the effective settings as TOML
 //! - `mistake`: what is wrong and where
@@ -28,6 +29,7 @@ mod mistake;
 mod printer;
 mod reader;
 mod relations;
+mod rule;
 mod schema;
 mod settings;
 mod size;
@@ -42,8 +44,8 @@ pub use file::read;
 pub use mistake::{Mistake, Mistakes, Origin};
 pub use settings::{
     Access, AccessCaller, ApiQuota, Config, Count, Credentials, ExtensionQuota, Listen, Log,
-    LogFormat, Merge, Order, Profile, Queue, Quota, Quotas, Retry, Shutdown, State, StatusCodes,
-    Tls, Upstream,
+    LogFormat, Merge, Order, Profile, Queue, Quota, Quotas, Retry, Rule, Shutdown, State,
+    StatusCodes, Tls, Upstream,
 };
 pub use upstream_url::{Scheme, UpstreamUrl};
 

@@ -2,7 +2,8 @@
 //!
 //! Three ways lead to the upstream. A write waits in the lane of its key. A read waits for its
 //! command's quota only, and identical ones share a call. A command that is not in the catalogue
-//! does the same alone, and its answer is not looked into.
+//! does the same alone, and its answer is not looked into; if a rule of the settings gives it a quota,
+//! it waits in a lane like a write.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -25,6 +26,7 @@ use crate::{
     metrics::{Metrics, Outcome},
     quota::scopes::{Ahead, Scopes},
     reads::Reads,
+    rules::{Rule, Rules},
     shutdown::{Lifecycle, Phase},
     upstream::{
         Failure, Outbound,
@@ -39,6 +41,7 @@ pub struct Gateway {
     lanes: Arc<Lanes>,
     reads: Arc<Reads>,
     keys: Arc<Keys>,
+    rules: Rules,
     metrics: Arc<Metrics>,
     lifecycle: Lifecycle,
     status_codes: StatusCodes,
@@ -54,6 +57,7 @@ impl Gateway {
     pub fn new(
         config: &Config,
         keys: Arc<Keys>,
+        rules: Rules,
         lanes: Arc<Lanes>,
         metrics: Arc<Metrics>,
         lifecycle: Lifecycle,
@@ -62,6 +66,7 @@ impl Gateway {
             lanes,
             reads: Arc::default(),
             keys,
+            rules,
             metrics,
             lifecycle,
             status_codes: config.listen.status_codes,
@@ -87,8 +92,8 @@ impl Gateway {
         F: Future<Output = Body>,
     {
         let received = clock::now();
-        let command = catalogue::find(request.uri().path());
-        let label = command.map_or(OTHER, |command| command.name);
+        let found = self.find(request.uri().path());
+        let label = found.label();
         let mut ending = Ending {
             gateway: self,
             label,
@@ -99,12 +104,12 @@ impl Gateway {
             biased;
             served = async {
                 // Whoever may not call is not read either.
-                let caller = self.enter(caller, command, &request)?;
-                self.serve(caller, command, request, body.await?, received).await
+                let caller = self.enter(caller, found.command(), &request)?;
+                self.serve(caller, found, request, body.await?, received).await
             } => served,
             () = self.lifecycle.reached(Phase::Expired) => Err(draining().into()),
         };
-        let (outcome, facts, mut response) = self.render(command.is_some(), served);
+        let (outcome, facts, mut response) = self.render(!matches!(found, Found::Nothing), served);
         let took = clock::now() - received;
         let upstream = facts.map_or(Duration::ZERO, |facts| facts.upstream);
         let waited = took.saturating_sub(upstream);
@@ -141,7 +146,7 @@ impl Gateway {
     async fn serve(
         &self,
         caller: Caller,
-        command: Option<&'static Command>,
+        found: Found,
         request: Request<()>,
         body: Bytes,
         received: Instant,
@@ -180,14 +185,11 @@ impl Gateway {
             Ok(Some(_)) => SignedBy::Gateway,
             _ => SignedBy::Caller,
         };
-        let Some(command) = command else {
+        head.target = match (found, completed) {
+            (Found::Command(_), completed) => completed?.unwrap_or(head.target),
             // What is not signed here either is for the API to judge.
-            head.target = completed.ok().flatten().unwrap_or(head.target);
-            return self.pass_through(head, body, deadline).await;
+            (_, completed) => completed.ok().flatten().unwrap_or(head.target),
         };
-        if let Some(target) = completed? {
-            head.target = target;
-        }
         let travels = if self.merge && wishes.merge {
             Travels::Together
         } else {
@@ -200,6 +202,14 @@ impl Gateway {
             travels,
             signed_by,
             random: rand::random(),
+        };
+        let command = match found {
+            Found::Command(command) => command,
+            Found::Rule(rule) => {
+                let call = rule.call(head, body, terms);
+                return self.lanes.submit(rule.class, call).await;
+            }
+            Found::Nothing => return self.pass_through(head, body, deadline).await,
         };
         let call = validate::validate(command, head, body, terms)?;
         self.lanes
@@ -216,6 +226,13 @@ impl Gateway {
             None => self.read(call).await,
         }?;
         Ok(answer)
+    }
+
+    fn find(&self, path: &str) -> Found {
+        match catalogue::find(path) {
+            Some(command) => Found::Command(command),
+            None => self.rules.find(path).map_or(Found::Nothing, Found::Rule),
+        }
     }
 
     /// A command that is not in the catalogue: unchanged, under the API-wide limit only.
@@ -396,6 +413,31 @@ impl Gateway {
 /// Whether a server expects to be told the length of the body, even if there is none (RFC 9110, 8.6).
 fn may_have_body(method: &Method) -> bool {
     [Method::POST, Method::PUT, Method::PATCH].contains(method)
+}
+
+/// What is known of a path.
+#[derive(Clone, Copy)]
+enum Found {
+    /// Its command is in the catalogue.
+    Command(&'static Command),
+    /// Its command has a rule.
+    Rule(&'static Rule),
+    Nothing,
+}
+
+impl Found {
+    fn command(self) -> Option<&'static Command> {
+        match self {
+            Found::Command(command) => Some(command),
+            Found::Rule(rule) => Some(&rule.command),
+            Found::Nothing => None,
+        }
+    }
+
+    /// The `command` label of the metrics.
+    fn label(self) -> &'static str {
+        self.command().map_or(OTHER, |command| command.name)
+    }
 }
 
 /// What a caller may ask for by headers of the gateway.

@@ -109,8 +109,10 @@ impl Lanes {
     ) -> Arc<Lanes> {
         Arc::new(Lanes {
             by_key: Sharded::new(),
+            room: Arc::new(
+                Room::new(config.queue.max_calls, config.queue.max_bytes).for_ruled(quota.ruled()),
+            ),
             quota,
-            room: Arc::new(Room::new(config.queue.max_calls, config.queue.max_bytes)),
             upstream,
             metrics,
             max_calls_per_key: config.queue.max_calls_per_key,

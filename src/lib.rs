@@ -28,6 +28,7 @@ pub mod error;
 
 pub mod catalogue;
 pub mod json;
+pub mod rules;
 pub mod validate;
 
 pub mod access;

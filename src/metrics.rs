@@ -4,7 +4,7 @@
 //! no label holds a group, user, message or address. Gauges of state are read when they are
 //! scraped. Handles of the known commands are resolved once.
 
-use std::{collections::HashSet, fmt, time::Duration};
+use std::{collections::HashSet, fmt, sync::OnceLock, time::Duration};
 
 use parking_lot::Mutex;
 use prometheus::{
@@ -38,6 +38,8 @@ macro_rules! metrics {
             registry: Registry,
             commands: Vec<CommandMetrics>,
             bounds: Vec<IntCounter>,
+            /// Those of commands that have rules.
+            ruled: OnceLock<Vec<CommandMetrics>>,
             codes: Mutex<HashSet<i64>>,
             $($(#[doc = $help])+ $field: $kind,)*
         }
@@ -56,6 +58,7 @@ macro_rules! metrics {
                     registry,
                     commands: Vec::new(),
                     bounds: Vec::new(),
+                    ruled: OnceLock::new(),
                     codes: Mutex::default(),
                     $($field,)*
                 };
@@ -247,37 +250,30 @@ impl Metrics {
 
     /// Calls that the upstream refused over a quota so far.
     pub fn quota_refusals(&self) -> u64 {
-        QUOTAS
-            .iter()
-            .map(|&q| {
-                self.quota_refusals
-                    .with_label_values(&[quota_name(q)])
-                    .get()
-            })
-            .sum()
+        sum(&self.quota_refusals)
     }
 
     /// Calls from callers that have ended so far.
     pub fn calls(&self) -> u64 {
-        let outcomes = self.commands.iter().flat_map(|own| &own.outcomes);
+        let outcomes = self.every().flat_map(|own| &own.outcomes);
         outcomes.map(IntCounter::get).sum()
     }
 
     /// Attempts that have ended so far, repeats included.
     pub fn upstream_calls(&self) -> u64 {
-        let attempts = self.commands.iter().map(|own| &own.upstream_seconds);
+        let attempts = self.every().map(|own| &own.upstream_seconds);
         attempts.map(Histogram::get_sample_count).sum()
     }
 
     /// Writes that were sent so far; several may have travelled in one upstream call.
     pub fn writes(&self) -> u64 {
-        let writes = self.commands.iter().map(|own| &own.batch_calls);
+        let writes = self.every().map(|own| &own.batch_calls);
         whole(writes.map(Histogram::get_sample_sum).sum())
     }
 
     /// Writes so far that needed no upstream call of their own, since they travelled in another's.
     pub fn merged_calls(&self) -> u64 {
-        let batches = self.commands.iter().map(|own| &own.batch_calls);
+        let batches = self.every().map(|own| &own.batch_calls);
         let batches: u64 = batches.map(Histogram::get_sample_count).sum();
         // Another thread may count a batch between the two sums.
         self.writes().saturating_sub(batches)
@@ -285,9 +281,7 @@ impl Metrics {
 
     /// Repeated attempts so far.
     pub fn repeats(&self) -> u64 {
-        let families = self.retries.collect();
-        let causes = families.iter().flat_map(MetricFamily::get_metric);
-        whole(causes.map(|cause| cause.get_counter().get_value()).sum())
+        sum(&self.retries)
     }
 
     /// A TLS handshake of a caller failed.
@@ -303,7 +297,7 @@ impl Metrics {
     /// The text that Prometheus scrapes.
     pub fn render(&self, room: &Room, quota: &Quota, rtt_floor: Duration) -> String {
         self.rtt_floor.set(rtt_floor.as_secs_f64());
-        for class in QUOTAS {
+        for class in quota.classes() {
             let name = &[quota_name(class)];
             self.profile(class, quota.class(class).profile());
             let (calls, bytes) = room.waiting(class);
@@ -324,28 +318,12 @@ impl Metrics {
     /// that an alert may ask for is there before anything has happened.
     fn resolve(&mut self) {
         let names = COMMANDS.iter().map(|command| command.name).chain([OTHER]);
-        self.commands = names
-            .map(|name| CommandMetrics {
-                name,
-                outcomes: OUTCOMES
-                    .map(|(_, outcome)| self.requests.with_label_values(&[name, outcome])),
-                request_seconds: self.request_seconds.with_label_values(&[name]),
-                wait_seconds: self.wait_seconds.with_label_values(&[name]),
-                upstream_seconds: self.upstream_seconds.with_label_values(&[name]),
-                ok: self
-                    .upstream_calls
-                    .with_label_values(&[name, if name == OTHER { "http_200" } else { "0" }]),
-                batch_calls: self.batch_calls.with_label_values(&[name]),
-            })
-            .collect();
+        self.commands = names.map(|name| self.command(name)).collect();
         self.bounds = Bound::ALL
             .map(|bound| self.limit_reached.with_label_values(&[bound.name()]))
             .into();
         for class in QUOTAS {
-            let quota = quota_name(class);
-            self.quota_refusals.with_label_values(&[quota]);
-            self.quota_unexplained.with_label_values(&[quota]);
-            self.profile(class, Profile::Exact);
+            self.quota(class);
         }
         for reason in Denied::NAMES {
             self.caller_refusals.with_label_values(&[reason]);
@@ -354,6 +332,49 @@ impl Metrics {
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1.0);
         self.start_time.set(crate::clock::unix_now().as_secs_f64());
+    }
+
+    /// Commands and quotas that the settings name: their series too are there before anything has
+    /// happened. Told once.
+    pub fn know(
+        &self,
+        commands: impl Iterator<Item = &'static Command>,
+        quotas: impl Iterator<Item = Option<QuotaClass>>,
+    ) {
+        // Whoever told first is right: one process has one set of settings.
+        let _ = self
+            .ruled
+            .set(commands.map(|command| self.command(command.name)).collect());
+        quotas.for_each(|class| self.quota(class));
+    }
+
+    fn command(&self, name: &'static str) -> CommandMetrics {
+        CommandMetrics {
+            name,
+            outcomes: OUTCOMES
+                .map(|(_, outcome)| self.requests.with_label_values(&[name, outcome])),
+            request_seconds: self.request_seconds.with_label_values(&[name]),
+            wait_seconds: self.wait_seconds.with_label_values(&[name]),
+            upstream_seconds: self.upstream_seconds.with_label_values(&[name]),
+            ok: self
+                .upstream_calls
+                .with_label_values(&[name, if name == OTHER { "http_200" } else { "0" }]),
+            batch_calls: self.batch_calls.with_label_values(&[name]),
+        }
+    }
+
+    fn quota(&self, class: Option<QuotaClass>) {
+        let quota = quota_name(class);
+        self.quota_refusals.with_label_values(&[quota]);
+        self.quota_unexplained.with_label_values(&[quota]);
+        self.profile(class, Profile::Exact);
+    }
+
+    /// The handles of every command.
+    fn every(&self) -> impl Iterator<Item = &CommandMetrics> {
+        self.commands
+            .iter()
+            .chain(self.ruled.get().into_iter().flatten())
     }
 
     fn profile(&self, class: Option<QuotaClass>, in_force: Profile) {
@@ -365,11 +386,8 @@ impl Metrics {
     }
 
     fn of(&self, command: &str) -> &CommandMetrics {
-        let own = self
-            .commands
-            .iter()
-            .find(|own| std::ptr::eq(own.name, command));
-        own.or(self.commands.iter().find(|own| own.name == command))
+        let own = self.every().find(|own| std::ptr::eq(own.name, command));
+        own.or(self.every().find(|own| own.name == command))
             .or(self.commands.last())
             .expect("`resolve` fills in every command and `other`")
     }
@@ -404,6 +422,13 @@ const QUOTAS: [Option<QuotaClass>; 3] = [
 /// The `quota` label: a class of keys, or `api`.
 pub fn quota_name(class: Option<QuotaClass>) -> &'static str {
     class.map_or("api", QuotaClass::name)
+}
+
+/// Of all its series.
+fn sum(counters: &IntCounterVec) -> u64 {
+    let families = counters.collect();
+    let series = families.iter().flat_map(MetricFamily::get_metric);
+    whole(series.map(|one| one.get_counter().get_value()).sum())
 }
 
 /// A sum of counts, which the registry keeps as a float.

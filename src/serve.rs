@@ -19,6 +19,7 @@ use crate::{
     lane::Lanes,
     metrics::Metrics,
     quota::local::Quota,
+    rules::Rules,
     shutdown::{Lifecycle, Phase, Signals},
     tls,
     upstream::{Upstream, client::Attempt},
@@ -76,6 +77,8 @@ impl Core {
             &config.upstream.url,
             config.upstream.call_timeout,
         );
+        let rules = Rules::new(config);
+        metrics.know(rules.commands(), quota.classes());
         let upstream = Upstream::new(config, attempt, &metrics);
         let lanes = Lanes::new(config, Arc::new(quota), upstream, metrics.clone());
         let lifecycle = Lifecycle::new();
@@ -84,6 +87,7 @@ impl Core {
         let gateway = Gateway::new(
             config,
             keys.clone(),
+            rules,
             lanes.clone(),
             metrics.clone(),
             lifecycle.clone(),
@@ -276,11 +280,14 @@ fn announce_windows(config: &Config, quota: &Quota) {
         return;
     }
     let quota = &config.quota;
-    for (name, window) in [
+    let known = [
         ("group_attributes", quota.group_attributes.window),
         ("message_extension", quota.message_extension.window),
         ("api", quota.api.window),
-    ] {
+    ];
+    let named = quota.named.iter();
+    let named = named.map(|(name, quota)| (name.as_str(), quota.window));
+    for (name, window) in known.into_iter().chain(named) {
         if window > config.state.hold {
             tracing::info!(
                 quota = name,

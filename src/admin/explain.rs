@@ -1,9 +1,10 @@
-//! `/explain?sdkappid=&group=&msg_seq=`: why a key waits.
+//! `/explain?sdkappid=&group=&msg_seq=`, or `&quota=&key=` under a rule: why a key waits.
 
 use std::time::Duration;
 
 use http::StatusCode;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{
     Admin,
@@ -14,6 +15,7 @@ use crate::{
     clock::{self, Instant},
     lane::View,
     quota::counting::Known,
+    rules,
 };
 
 #[derive(Serialize)]
@@ -38,11 +40,12 @@ struct Explanation {
 }
 
 /// Explains the key that the query names: `sdkappid` and `group` for a group's attributes,
-/// `msg_seq` with them for a message's extensions. What is wrong with the query otherwise.
+/// `msg_seq` with them for a message's extensions; `sdkappid`, `quota` and a `key` for each pointer
+/// under a rule. What is wrong with the query otherwise.
 pub(super) fn render(admin: &Admin, query: &str) -> Result<Vec<u8>, (StatusCode, String)> {
-    let key = key(query).map_err(|what| (StatusCode::BAD_REQUEST, what))?;
-    let now = clock::now();
     let quota = &admin.lanes.quota;
+    let key = key(query, quota.ruled()).map_err(|what| (StatusCode::BAD_REQUEST, what))?;
+    let now = clock::now();
     let view = match admin.lanes.find(&key) {
         Some(lane) => lane.view(),
         None => {
@@ -82,9 +85,11 @@ pub(super) fn render(admin: &Admin, query: &str) -> Result<Vec<u8>, (StatusCode,
     Ok(serde_json::to_vec_pretty(&explanation).expect("strings and numbers serialize"))
 }
 
-fn key(query: &str) -> Result<LaneKey, String> {
-    let usage = "write /explain?sdkappid=APP&group=GROUP, and &msg_seq=N for a message\n";
+fn key(query: &str, mut ruled: impl Iterator<Item = &'static str>) -> Result<LaneKey, String> {
+    let usage = "write /explain?sdkappid=APP&group=GROUP, and &msg_seq=N for a message; under a \
+                 [[rule]] /explain?sdkappid=APP&quota=QUOTA, and &key=VALUE for each of its pointers\n";
     let (mut app, mut group, mut message) = (None, None, None);
+    let (mut quota, mut values) = (None, Vec::new());
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         match &*name {
             "sdkappid" => app = value.parse().ok(),
@@ -94,10 +99,24 @@ fn key(query: &str) -> Result<LaneKey, String> {
                 Ok(number) => message = Some(number),
                 Err(_) => return Err(format!("msg_seq is not a number; {usage}")),
             },
+            "quota" => match ruled.find(|name| *name == value) {
+                Some(name) => quota = Some(name),
+                None => return Err(format!("no [[rule]] has the quota {value:?}; {usage}")),
+            },
+            "key" => values.push(rule_value(&value)),
             other => return Err(format!("{other} is no parameter; {usage}")),
         }
     }
     let app = app.ok_or_else(|| format!("sdkappid is missing or not a number; {usage}"))?;
+    if let Some(quota) = quota {
+        let target = Target {
+            app,
+            group: rules::key(&values),
+            message: None,
+        };
+        let class = QuotaClass::Ruled(quota);
+        return Ok(LaneKey { class, target });
+    }
     let group: String = group.ok_or_else(|| format!("group is missing; {usage}"))?;
     let class = match message {
         Some(_) => QuotaClass::MessageExtension,
@@ -111,6 +130,14 @@ fn key(query: &str) -> Result<LaneKey, String> {
             message,
         },
     })
+}
+
+/// `5`, `true` and `null` are what JSON says; `"5"` and anything else is text.
+fn rule_value(text: &str) -> Value {
+    match serde_json::from_str(text) {
+        Ok(value @ (Value::Null | Value::Bool(_) | Value::String(_) | Value::Number(_))) => value,
+        _ => Value::String(text.to_owned()),
+    }
 }
 
 fn why(view: &View, reachable: bool, now: Instant) -> String {
@@ -159,14 +186,15 @@ mod tests {
 
     #[test]
     fn the_query_should_name_a_group_or_a_message() {
-        let group = key("sdkappid=1&group=%40TGS%23a+b").unwrap();
+        let known = |query| key(query, ["messages"].into_iter());
+        let group = known("sdkappid=1&group=%40TGS%23a+b").unwrap();
         assert_eq!(group.class, QuotaClass::GroupAttributes);
         assert_eq!(&*group.target.group, "@TGS#a b");
-        let message = key("sdkappid=1&group=g&msg_seq=158").unwrap();
+        let message = known("sdkappid=1&group=g&msg_seq=158").unwrap();
         assert_eq!(message.class, QuotaClass::MessageExtension);
         assert_eq!(message.target.message, Some(158));
         assert_eq!(
-            key("sdkappid=1&group=g&msg_seq=").unwrap().target.message,
+            known("sdkappid=1&group=g&msg_seq=").unwrap().target.message,
             None
         );
         for wrong in [
@@ -175,17 +203,21 @@ mod tests {
             "sdkappid=1",
             "sdkappid=x&group=g",
             "sdkappid=1&group=g&x=1",
+            "sdkappid=1&quota=x",
         ] {
             assert!(
-                key(wrong).unwrap_err().contains("write /explain?"),
+                known(wrong).unwrap_err().contains("write /explain?"),
                 "{wrong}"
             );
         }
         assert!(
-            key("sdkappid=1&group=g&msg_seq=x")
+            known("sdkappid=1&group=g&msg_seq=x")
                 .unwrap_err()
                 .starts_with("msg_seq")
         );
+        let ruled = known("sdkappid=1&quota=messages&key=%40TGS%23a&key=5&key=%225%22").unwrap();
+        assert_eq!(ruled.class, QuotaClass::Ruled("messages"));
+        assert_eq!(&*ruled.target.group, r#"["@TGS#a",5,"5"]"#);
     }
 
     #[test]

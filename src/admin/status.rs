@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::Admin;
 use crate::{
-    call::{LaneKey, QuotaClass},
+    call::LaneKey,
     clock::{self, Instant},
     lane::View,
     metrics::{Metrics, quota_name},
@@ -90,7 +90,6 @@ pub(super) fn render(admin: &Admin) -> Vec<u8> {
             .cmp(&one.oldest_wait)
             .then_with(|| a.cmp(b))
     });
-    let classes = QuotaClass::ALL.into_iter().map(Some).chain([None]);
     let status = Status {
         version: env!("CARGO_PKG_VERSION"),
         phase: match admin.lifecycle.phase() {
@@ -106,7 +105,7 @@ pub(super) fn render(admin: &Admin) -> Vec<u8> {
         upstream_milliseconds: millis(admin.lanes.upstream.service_time.get()),
         quota_refusals: admin.metrics.quota_refusals(),
         totals: Totals::of(&admin.metrics),
-        waiting: classes
+        waiting: (admin.lanes.quota.classes())
             .map(|class| {
                 let (calls, bytes) = admin.lanes.room.waiting(class);
                 Waiting {
@@ -184,7 +183,7 @@ pub(super) fn millis(duration: Duration) -> f64 {
 mod tests {
     use super::*;
     use crate::{
-        call::Target,
+        call::{QuotaClass, Target},
         quota::{counting::Counting, slots},
     };
 

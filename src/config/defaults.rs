@@ -1,6 +1,7 @@
 //! What the settings are when nothing is written. `config/gateway.toml` shows them, and a test
 //! compares the two.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -106,6 +107,7 @@ impl Default for Quotas {
                 profile: Profile::Exact,
                 commands: documented.map(|command| (command.to_owned(), 100)).into(),
             },
+            named: BTreeMap::new(),
         }
     }
 }

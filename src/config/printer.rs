@@ -16,7 +16,7 @@ pub(super) fn print(config: &Config) -> String {
 #[derive(Default)]
 struct Printer {
     text: String,
-    path: Vec<&'static str>,
+    path: Vec<String>,
     /// Whether the section's header is written; a section of nothing but sections needs none.
     headed: bool,
 }
@@ -43,7 +43,7 @@ impl Printer {
 
 impl Visitor for Printer {
     fn section(&mut self, name: &'static str, body: impl FnOnce(&mut Self)) {
-        self.path.push(name);
+        self.path.push(name.to_owned());
         self.headed = false;
         body(self);
         self.path.pop();
@@ -68,7 +68,7 @@ impl Visitor for Printer {
         entries: &mut Vec<T>,
         body: impl Fn(&mut T, &mut Self),
     ) {
-        self.path.push(name);
+        self.path.push(name.to_owned());
         let header = format!("[[{}]]", self.path.join("."));
         for entry in &mut *entries {
             self.header(&header);
@@ -113,5 +113,17 @@ impl Visitor for Printer {
 
     fn later(&mut self, _name: &'static str, _until_then: &'static str) {}
 
-    fn other_sections_later(&mut self, _until_then: &'static str) {}
+    fn named<T: Default>(
+        &mut self,
+        entries: &mut BTreeMap<String, T>,
+        body: impl Fn(&mut T, &mut Self),
+    ) {
+        for (name, entry) in entries {
+            self.path.push(name.clone());
+            self.headed = false;
+            body(entry, self);
+            self.path.pop();
+            self.headed = false;
+        }
+    }
 }

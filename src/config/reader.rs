@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::command;
 use super::kind::Kind;
 use super::relations;
+use super::rule;
 use super::schema::{self, Visitor};
 use super::settings::Config;
 use super::suggest::{self, Known, Shape};
@@ -24,6 +25,10 @@ pub(super) struct Reader<'a> {
     /// Settings whose value is wrong; what depends on them is not judged.
     wrong: BTreeSet<String>,
     frames: Vec<Frame<'a>>,
+    /// The section of a list that the schema is in.
+    row: Option<usize>,
+    /// The quotas that are written, each for a rule.
+    named: Vec<(String, Place<'a>)>,
 }
 
 /// The section that the schema is in.
@@ -31,7 +36,6 @@ struct Frame<'a> {
     path: String,
     /// What was written in it and has not been asked for yet.
     items: Vec<Item<'a>>,
-    others_later: Option<&'static str>,
 }
 
 /// Something that no part of the schema asked for.
@@ -39,7 +43,8 @@ struct Unknown<'a> {
     path: String,
     shape: Shape,
     place: Place<'a>,
-    later: Option<&'static str>,
+    /// It would be a quota if a rule named it.
+    is_quota: bool,
 }
 
 impl<'a> Reader<'a> {
@@ -57,6 +62,30 @@ impl<'a> Reader<'a> {
 
     /// Judges what can only be seen when all sources are applied, and gives everything back.
     pub(super) fn finish(mut self, config: &Config) -> Vec<Finding<'a>> {
+        for (name, place) in std::mem::take(&mut self.named) {
+            if !rule::is_used(config, &name) {
+                self.unknown.push(Unknown {
+                    path: joined("quota", &name),
+                    shape: Shape::Section,
+                    place,
+                    is_quota: rule::is_name(&name),
+                });
+            }
+        }
+        let is_written =
+            |place: &str| self.places.contains_key(place) || self.wrong.contains(place);
+        for wrong in rule::conflicts(config, is_written) {
+            let mut places = wrong
+                .places
+                .iter()
+                .filter_map(|place| self.places.get(place));
+            if let Some(place) = places.next() {
+                self.findings.push(Finding {
+                    place: *place,
+                    message: wrong.message,
+                });
+            }
+        }
         for unknown in &self.unknown {
             let message = unknown.message(&self.known);
             self.findings.push(Finding {
@@ -104,11 +133,7 @@ impl<'a> Reader<'a> {
     }
 
     fn enter(&mut self, path: String, items: Vec<Item<'a>>) {
-        self.frames.push(Frame {
-            path,
-            items,
-            others_later: None,
-        });
+        self.frames.push(Frame { path, items });
     }
 
     fn leave(&mut self) {
@@ -116,15 +141,18 @@ impl<'a> Reader<'a> {
             return;
         };
         for item in frame.items {
-            let shape = match item.value {
+            let is_section = |element: &Item<'_>| matches!(element.value, Value::Section(_));
+            let shape = match &item.value {
                 Value::Section(_) => Shape::Section,
+                // What is written as [[x]].
+                Value::List(items) if items.first().is_some_and(is_section) => Shape::Section,
                 _ => Shape::Setting,
             };
             self.unknown.push(Unknown {
                 path: joined(&frame.path, &item.key),
                 shape,
                 place: item.place,
-                later: frame.others_later.filter(|_| shape == Shape::Section),
+                is_quota: false,
             });
         }
     }
@@ -149,10 +177,12 @@ impl<'a> Reader<'a> {
     }
 
     /// The value of a setting, if one was written and is right.
-    fn value<K: Kind>(&mut self, path: String, item: &Item<'a>, kind: &K) -> Option<K::Value> {
+    fn value<K: Kind>(&mut self, path: &str, item: &Item<'a>, kind: &K) -> Option<K::Value> {
+        let row = self.row.map(|index| rule::place(index, path));
         match kind.read(&item.value) {
             Ok(value) => {
-                self.places.insert(path, item.value_place);
+                self.places.extend(row.map(|row| (row, item.value_place)));
+                self.places.insert(path.to_owned(), item.value_place);
                 Some(value)
             }
             Err(problem) => {
@@ -161,7 +191,8 @@ impl<'a> Reader<'a> {
                     place: item.value_place,
                     message,
                 });
-                self.wrong.insert(path);
+                self.wrong.extend(row);
+                self.wrong.insert(path.to_owned());
                 None
             }
         }
@@ -260,6 +291,10 @@ impl Visitor for Reader<'_> {
         });
         if is_whole {
             entries.clear();
+            let rows = format!("{path}.");
+            let is_row = |place: &str| place.starts_with(&rows) && place.contains('#');
+            self.places.retain(|place, _| !is_row(place));
+            self.wrong.retain(|place| !is_row(place));
         }
         let written = self.list_sections(&path, item);
         if written.is_empty() {
@@ -289,22 +324,24 @@ impl Visitor for Reader<'_> {
             if is_whole {
                 *known = place;
             }
+            self.row = Some(last);
             self.enter(path.clone(), items);
             body(&mut entries[last], self);
             self.leave();
+            self.row = None;
         }
     }
 
     fn setting<K: Kind>(&mut self, name: &'static str, value: &mut K::Value, kind: &K) {
         let (path, item) = self.take_known(name, Shape::Setting);
-        if let Some(read) = item.and_then(|item| self.value(path, &item, kind)) {
+        if let Some(read) = item.and_then(|item| self.value(&path, &item, kind)) {
             *value = read;
         }
     }
 
     fn optional<K: Kind>(&mut self, name: &'static str, value: &mut Option<K::Value>, kind: &K) {
         let (path, item) = self.take_known(name, Shape::Setting);
-        if let Some(read) = item.and_then(|item| self.value(path, &item, kind)) {
+        if let Some(read) = item.and_then(|item| self.value(&path, &item, kind)) {
             *value = Some(read);
         }
     }
@@ -323,7 +360,7 @@ impl Visitor for Reader<'_> {
                     place: item.place,
                     message,
                 });
-            } else if let Some(read) = self.value(joined(&path, &item.key), &item, kind) {
+            } else if let Some(read) = self.value(&joined(&path, &item.key), &item, kind) {
                 entries.insert(item.key.into_owned(), read);
             }
         }
@@ -340,9 +377,28 @@ impl Visitor for Reader<'_> {
         });
     }
 
-    fn other_sections_later(&mut self, until_then: &'static str) {
-        if let Some(frame) = self.frames.last_mut() {
-            frame.others_later = Some(until_then);
+    fn named<T: Default>(
+        &mut self,
+        entries: &mut BTreeMap<String, T>,
+        body: impl Fn(&mut T, &mut Self),
+    ) {
+        let Some(frame) = self.frames.last_mut() else {
+            return;
+        };
+        let is_section = |item: &mut Item<'_>| matches!(item.value, Value::Section(_));
+        let items: Vec<_> = frame.items.extract_if(.., is_section).collect();
+        let section = frame.path.clone();
+        for item in items {
+            let Value::Section(settings) = item.value else {
+                continue;
+            };
+            let path = joined(&section, &item.key);
+            self.places.entry(path.clone()).or_insert(item.place);
+            self.named.push((item.key.to_string(), item.place));
+            let entry = entries.entry(item.key.into_owned()).or_default();
+            self.enter(path, settings);
+            body(entry, self);
+            self.leave();
         }
     }
 }
@@ -353,19 +409,18 @@ impl Unknown<'_> {
             Shape::Section => format!("unknown section [{}]", self.path),
             Shape::Setting => format!("unknown setting {}", self.path),
         };
-        let nearest = match self.later {
-            Some(_) => suggest::sibling(&self.path, self.shape, known),
-            None => suggest::anywhere(&self.path, self.shape, known),
+        let nearest = if self.is_quota {
+            suggest::sibling(&self.path, self.shape, known)
+        } else {
+            suggest::anywhere(&self.path, self.shape, known)
         };
         if let Some(nearest) = nearest {
             return format!("{what}; did you mean {}?", self.spelt(nearest));
         }
-        if let Some(until_then) = self.later {
-            return later_message(
-                &self.path,
-                &Value::Section(Vec::new()),
-                self.place,
-                until_then,
+        if self.is_quota {
+            return format!(
+                "no [[rule]] uses [{}]; write one that names it, or remove the section",
+                self.path
             );
         }
         let (section, _) = suggest::split(&self.path);
@@ -386,6 +441,7 @@ impl Unknown<'_> {
                     path.replace('.', "__").to_uppercase()
                 )
             }
+            (Place::File(_), Shape::Section) if path == "rule" => format!("[[{path}]]"),
             (Place::File(_), Shape::Section) => format!("[{path}]"),
             _ => path.to_owned(),
         }

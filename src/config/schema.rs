@@ -8,9 +8,10 @@ use super::caller::{CallerName, CommandNames, Identifier};
 use super::duration::DurationIn;
 use super::kind::{Choice, CountIn, FilePath, Kind, ListenAddress, NumberIn, Switch};
 use super::level::LogFilter;
+use super::rule::{CommandName, Pointers, QuotaName};
 use super::settings::{
     Access, AccessCaller, ApiQuota, Config, Count, Credentials, ExtensionQuota, Listen, Log,
-    LogFormat, Order, Profile, Queue, Quota, Quotas, Retry, StatusCodes, Upstream,
+    LogFormat, Order, Profile, Queue, Quota, Quotas, Retry, Rule, StatusCodes, Upstream,
 };
 use super::size::SizeIn;
 use super::upstream_url::Url;
@@ -142,8 +143,12 @@ pub(super) trait Visitor: Sized {
     /// A section or setting of a later version, and what holds until then.
     fn later(&mut self, name: &'static str, until_then: &'static str);
 
-    /// Sections with other names than the ones so far belong to a later version.
-    fn other_sections_later(&mut self, until_then: &'static str);
+    /// Sections with other names than the ones so far; `body` leads past what is in each.
+    fn named<T: Default>(
+        &mut self,
+        entries: &mut BTreeMap<String, T>,
+        body: impl Fn(&mut T, &mut Self),
+    );
 }
 
 /// Leads `v` past every setting of `config`.
@@ -156,6 +161,7 @@ pub(super) fn visit<V: Visitor>(config: &mut Config, v: &mut V) {
         shutdown,
         retry,
         quota,
+        rules,
         credentials,
         access,
         state,
@@ -172,6 +178,7 @@ pub(super) fn visit<V: Visitor>(config: &mut Config, v: &mut V) {
     });
     v.section("retry", |v| visit_retry(retry, v));
     v.section("quota", |v| visit_quotas(quota, v));
+    v.list("rule", rules, visit_rule);
     v.list("credentials", credentials, visit_credentials);
     v.optional_section("access", access, visit_access);
     v.section("state", |v| {
@@ -179,10 +186,6 @@ pub(super) fn visit<V: Visitor>(config: &mut Config, v: &mut V) {
         v.setting("hold", &mut state.hold, &HOLD);
     });
     v.section("log", |v| visit_log(log, v));
-    v.later(
-        "rule",
-        "only the commands that the gateway knows have quotas of their own",
-    );
     v.later("shared", "each process keeps its own windows");
     v.later("trace", "there are logs and metrics, but no traces");
 }
@@ -236,6 +239,7 @@ fn visit_quotas<V: Visitor>(quotas: &mut Quotas, v: &mut V) {
         group_attributes,
         message_extension,
         api,
+        named,
     } = quotas;
     v.section("group_attributes", |v| {
         let Quota {
@@ -265,7 +269,21 @@ fn visit_quotas<V: Visitor>(quotas: &mut Quotas, v: &mut V) {
         visit_quota((limit, window, profile), v);
         v.commands("commands", commands, &LIMIT);
     });
-    v.other_sections_later("a quota with a name of its own belongs to a [[rule]]");
+    v.named(named, |quota, v| {
+        let Quota {
+            limit,
+            window,
+            profile,
+        } = quota;
+        visit_quota((limit, window, profile), v);
+    });
+}
+
+fn visit_rule<V: Visitor>(rule: &mut Rule, v: &mut V) {
+    v.setting("command", &mut rule.command, &CommandName);
+    v.setting("quota", &mut rule.quota, &QuotaName);
+    v.setting("key", &mut rule.key, &Pointers);
+    v.setting("repeat", &mut rule.repeat, &Switch);
 }
 
 fn visit_quota<V: Visitor>(quota: (&mut u32, &mut Duration, &mut Profile), v: &mut V) {

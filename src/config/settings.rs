@@ -25,6 +25,8 @@ pub struct Config {
     pub retry: Retry,
     /// What the API allows.
     pub quota: Quotas,
+    /// Commands with quotas of their own.
+    pub rules: Vec<Rule>,
     /// The apps for which the gateway signs. Default: none, and callers sign.
     pub credentials: Vec<Credentials>,
     /// Who may call. Default: whoever reaches the port.
@@ -184,10 +186,27 @@ pub struct Quotas {
     pub message_extension: ExtensionQuota,
     /// Calls of one command by one app. Default 200 in 1 s.
     pub api: ApiQuota,
+    /// Those that [`Rule`]s name.
+    pub named: BTreeMap<String, Quota>,
+}
+
+/// `[[rule]]`: a command that the gateway does not know, with a quota of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// Which one, as `service/command`.
+    pub command: String,
+    /// The name of its quota, which has limit and window in `[quota.NAME]`. Rules that name the same
+    /// quota share its windows.
+    pub quota: String,
+    /// JSON pointers (RFC 6901) into the body: each app and each combination of the values there has
+    /// a window. Default: none, one window for each app.
+    pub key: Vec<String>,
+    /// Whether it may be sent again when it may have taken effect. Default: no.
+    pub repeat: bool,
 }
 
 /// A limit in a window.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Quota {
     /// Calls in any window, 1 to 1,000,000. More than the app has at the vendor is refused there.
     pub limit: u32,

@@ -203,7 +203,7 @@ impl Part {
                 (operate != message_extension::OPERATE_CLEAR)
                     .then_some(Part::Extensions { operate, entries })
             }
-            Action::DeleteAttributes | Action::Read => None,
+            Action::DeleteAttributes | Action::Read | Action::Ruled(_) => None,
         }
     }
 }

@@ -1,8 +1,11 @@
 //! The bound on all that waits: calls, and the bytes of their bodies.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use crate::call::QuotaClass;
@@ -16,6 +19,7 @@ pub struct Room {
     reading: AtomicUsize,
     group_attributes: Count,
     message_extension: Count,
+    ruled: HashMap<&'static str, Count>,
     api: Count,
 }
 
@@ -82,8 +86,16 @@ impl Room {
             reading: AtomicUsize::new(0),
             group_attributes,
             message_extension,
+            ruled: HashMap::new(),
             api,
         }
+    }
+
+    /// The same, which counts apart what waits for these quotas.
+    #[must_use]
+    pub fn for_ruled(mut self, quotas: impl Iterator<Item = &'static str>) -> Room {
+        self.ruled = quotas.map(|quota| (quota, Count::default())).collect();
+        self
     }
 
     /// A place for a call with a body of `bytes`, which waits for a key of `class` or only for the
@@ -137,6 +149,7 @@ impl Room {
         match class {
             Some(QuotaClass::GroupAttributes) => &self.group_attributes,
             Some(QuotaClass::MessageExtension) => &self.message_extension,
+            Some(QuotaClass::Ruled(quota)) => self.ruled.get(quota).unwrap_or(&self.api),
             None => &self.api,
         }
     }

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     call::{Call, Head},
+    catalogue::Action,
     quota::{permit::Permit, scopes::Scopes},
     upstream::{
         Failure, Outbound, meter,
@@ -90,7 +91,9 @@ fn depart(lanes: &Lanes, lane: &Lane, mut permit: Permit) -> Option<Outbound> {
     let credentials = batch
         .jobs
         .first()
-        .map(|(_, job)| job.call.credentials.clone());
+        .map(|(_, job)| job.call.credentials.clone())
+        // Those of a call under a rule are not looked at.
+        .filter(|_| !matches!(batch.command.action, Action::Ruled(_)));
     let scopes = permit.scopes().clone();
     let command = batch.command;
     let trip = Arc::new(Trip::for_batch(batch.jobs.into_iter().map(seat).collect()));

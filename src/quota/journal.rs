@@ -207,7 +207,7 @@ impl Journal {
             ..Summary::default()
         };
         let mut content = beginning(&ledger);
-        for busy in ledger.busy(paces, now_there) {
+        for busy in ledger.busy(&paces, now_there) {
             content.extend_from_slice(&busy.record().encode());
             let slots = remembered.entry(busy.window).or_default();
             slots.push((now + busy.left + CLOCK_SLACK, busy.slots));
@@ -287,7 +287,7 @@ impl Journal {
         let header = HEADER.len() as u64;
         let ledger = Ledger::read(&part(&file, header, length)?);
         let mut content = beginning(&ledger);
-        for busy in ledger.busy(self.paces, now) {
+        for busy in ledger.busy(&self.paces, now) {
             content.extend_from_slice(&busy.record().encode());
         }
         drop(ledger);

@@ -1,6 +1,11 @@
 //! The windows of this process: made when they are first asked for, swept when they have passed.
 
-use std::{collections::HashMap, io, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 
@@ -16,6 +21,7 @@ use crate::{
     call::{LaneKey, QuotaClass},
     clock::{self, Instant},
     config::Config,
+    rules::interned,
     sharded::{Sharded, give_back_memory},
 };
 
@@ -27,6 +33,8 @@ pub struct Quota {
     settings: Settings,
     group_attributes: Arc<Class>,
     message_extension: Arc<Class>,
+    /// Those that rules name.
+    ruled: BTreeMap<&'static str, (Arc<Class>, Pace)>,
     api: Arc<Class>,
     started: Instant,
     /// Where windows longer than `state.hold` are written down.
@@ -81,6 +89,15 @@ impl Quota {
                 quota.message_extension.profile,
                 quota.message_extension.count,
             )),
+            ruled: quota
+                .named
+                .iter()
+                .map(|(name, quota)| {
+                    let name = interned(name);
+                    let own = class(name, quota.profile);
+                    (name, (own, pace(quota.limit, quota.window)))
+                })
+                .collect(),
             api: class("api", quota.api.profile),
             started: clock::now(),
             journal: None,
@@ -94,6 +111,7 @@ impl Quota {
         let paces = Paces {
             group_attributes: quota.settings.group_attributes,
             message_extension: quota.settings.message_extension,
+            ruled: Paces::of_ruled(quota.ruled.iter().map(|(name, (_, pace))| (*name, *pace))),
             api: quota.settings.api,
         };
         if let Some(file) = &config.state.file {
@@ -154,11 +172,26 @@ impl Quota {
         slots
     }
 
+    /// The names of the quotas that rules name.
+    pub fn ruled(&self) -> impl Iterator<Item = &'static str> {
+        self.ruled.keys().copied()
+    }
+
+    /// Every class of keys, and `None` for the API-wide quota.
+    pub fn classes(&self) -> impl Iterator<Item = Option<QuotaClass>> {
+        let ruled = self.ruled().map(QuotaClass::Ruled);
+        let keys = QuotaClass::KNOWN.into_iter().chain(ruled);
+        keys.map(Some).chain([None])
+    }
+
     /// The profile of a class of keys, or of the API-wide quota.
     pub fn class(&self, class: Option<QuotaClass>) -> &Arc<Class> {
         match class {
             Some(QuotaClass::GroupAttributes) => &self.group_attributes,
             Some(QuotaClass::MessageExtension) => &self.message_extension,
+            Some(QuotaClass::Ruled(quota)) => {
+                self.ruled.get(quota).map_or(&self.api, |(class, _)| class)
+            }
             None => &self.api,
         }
     }
@@ -168,14 +201,18 @@ impl Quota {
         match class {
             QuotaClass::GroupAttributes => &self.settings.group_attributes,
             QuotaClass::MessageExtension => &self.settings.message_extension,
+            QuotaClass::Ruled(quota) => {
+                let own = self.ruled.get(quota);
+                own.map_or(&self.settings.api, |(_, pace)| pace)
+            }
         }
     }
 
     /// Forgets windows in which nothing matters any more and that nobody holds, and lets classes
     /// step up that have been quiet for long enough.
     pub fn sweep(&self) {
-        for class in [&self.group_attributes, &self.message_extension, &self.api] {
-            class.step_up(clock::now());
+        for class in self.classes() {
+            self.class(class).step_up(clock::now());
         }
         for mut shard in self.keys.each() {
             let now = clock::now();

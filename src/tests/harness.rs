@@ -106,7 +106,13 @@ impl World {
             reachable: reachable.clone(),
         };
         let quota = Quota::with_state(&config).expect("nobody else uses the file");
-        let core = Core::with_quota(&config, connector, Arc::new(Metrics::new()), quota);
+        let core = Core::with(
+            &config,
+            connector,
+            Arc::new(Metrics::new()),
+            quota,
+            Keys::default(),
+        );
         World {
             simulator: simulator.clone(),
             core: Arc::new(core),

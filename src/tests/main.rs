@@ -11,6 +11,7 @@
 //! - [`binary`]: the real binary over loopback sockets
 //! - [`fuzz`]: the fuzzers' targets, replayed over their corpus
 //! - [`readme`]: what README.md says of the program
+//! - [`rules`]: commands of the settings with quotas of their own
 //! - [`tidy`]: house rules that a text search can check
 
 mod access;
@@ -22,6 +23,7 @@ mod harness;
 mod http2;
 mod promises;
 mod readme;
+mod rules;
 mod signing;
 mod tidy;
 mod whole;

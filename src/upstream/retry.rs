@@ -84,6 +84,8 @@ pub fn classify(command: Option<&Command>, outcome: &Result<Reply, Failure>) -> 
         Err(Failure::TimedOut(_)) => again(Cause::TimedOut),
         Ok(reply) => match (command, over_quota(command, reply)) {
             (None, _) => Verdict::Final,
+            // Its quota rests, but not every command may be sent again.
+            (Some(command), Some(_)) if command.repeat == Repeat::OnlyUnsent => Verdict::Final,
             (Some(_), Some(whose)) => Verdict::OverQuota(whose),
             (Some(_), None) => match reply.code {
                 _ if reply.status.is_server_error() => again(Cause::NotTheApi),

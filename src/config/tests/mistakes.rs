@@ -51,7 +51,7 @@ fn a_misspelt_name_is_answered_with_the_nearest_right_one() {
             "3:1: unknown setting queue_order; did you mean queue.order?",
             "4:1: unknown section [quue]; did you mean [queue]?",
             "6:1: unknown section [zzz]; the sections are access, credentials, listen, log, merge, \
-             queue, quota, retry, shutdown, state, upstream",
+             queue, quota, retry, rule, shutdown, state, upstream",
         ],
     );
     check(
@@ -66,18 +66,12 @@ fn a_misspelt_name_is_answered_with_the_nearest_right_one() {
 #[test]
 fn a_part_of_a_later_version_is_refused_once() {
     check(
-        "[shared]\nredis = \"x\"\nprefix = 1\n[shared.more]\n[[rule]]\na = 1\n[[rule]]\nb = 1\n\
-         [trace]\n\
-         [quota.group_messages]\nlimit = 1\n",
+        "[shared]\nredis = \"x\"\nprefix = 1\n[shared.more]\n[trace]\n",
         &[
             "1:1: [shared] is not in this version: each process keeps its own windows; remove the \
              section",
-            "5:1: [[rule]] is not in this version: only the commands that the gateway knows have \
-             quotas of their own; remove the section",
-            "9:1: [trace] is not in this version: there are logs and metrics, but no traces; \
+            "5:1: [trace] is not in this version: there are logs and metrics, but no traces; \
              remove the section",
-            "10:1: [quota.group_messages] is not in this version: a quota with a name of its own \
-             belongs to a [[rule]]; remove the section",
         ],
     );
     check_value(
@@ -543,6 +537,85 @@ fn a_section_of_credentials_should_be_whole_and_of_one_app() {
 }
 
 #[test]
+fn every_mistake_in_rules_and_their_quotas_is_shown_at_once() {
+    check(
+        r#"[[rule]]
+command = "send_group_msg"
+quota = "group messages"
+key = ["GroupId"]
+repeat = 1
+[[rule]]
+command = "a/b"
+quota = "group_mesages"
+key = ["/x~2"]
+colour = 1
+[[rule]]
+command = "a/b"
+quota = "api"
+key = ["/a", "/a"]
+[[rule]]
+command = "group_open_http_svc/set_group_attr"
+quota = "group_messages"
+key = "/GroupId"
+[[rule]]
+[quota.group_messages]
+limit = 0
+[quota.unused]
+limit = 1
+window = "1s"
+[quota.group_atributes]
+limit = 1
+[quota."Group Messages"]
+"#,
+        &[
+            "2:11: rule.command is \"send_group_msg\", which names no service; write its service \
+             and its name, such as \"group_open_http_svc/send_group_msg\"",
+            "3:9: rule.quota is \"group messages\"; letters from a to z, digits and _ make a name, \
+             at most 60; write a name of your own, such as \"group_messages\", and \
+             [quota.group_messages]",
+            "4:7: rule.key holds \"GroupId\", which does not begin with /; write a list of JSON \
+             pointers into the body, such as [\"/GroupId\"]",
+            "5:10: rule.repeat is an integer; write true or false",
+            "8:9: rule.quota is \"group_mesages\", but there is no such quota; did you mean \
+             \"group_messages\"?",
+            "9:7: rule.key holds \"/x~2\", which has a ~ that is neither ~0 nor ~1; write a list of \
+             JSON pointers into the body, such as [\"/GroupId\"]",
+            "10:1: unknown setting rule.colour; [rule] has command, key, quota, repeat",
+            "12:11: rule.command is \"a/b\", which has a rule already; keep one of the two",
+            "13:9: rule.quota is \"api\", which the gateway uses itself; write a name of your own, \
+             such as \"group_messages\", and [quota.group_messages]",
+            "14:7: rule.key holds \"/a\" twice; keep one of the two",
+            "16:11: rule.command is \"group_open_http_svc/set_group_attr\", which the gateway knows: \
+             its quota is [quota.group_attributes]; remove the rule",
+            "18:7: rule.key is a string; write a list of JSON pointers into the body, such as \
+             [\"/GroupId\"]",
+            "19:1: the rule has no command; every rule has a command and a quota",
+            "19:1: the rule has no quota; every rule has a command and a quota",
+            "20:1: [quota.group_messages] has no window; write both limit and window",
+            "21:9: quota.group_messages.limit is 0; write a whole number from 1 to 1000000",
+            "22:1: no [[rule]] uses [quota.unused]; write one that names it, or remove the section",
+            "25:1: unknown section [quota.group_atributes]; did you mean [quota.group_attributes]?",
+            "27:1: unknown section [quota.\"Group Messages\"]; [quota] has api, group_attributes, \
+             message_extension",
+        ],
+    );
+    check(
+        "[rule]\ncommand = \"a/b\"\n[[rul]]\n",
+        &[
+            "1:1: the rule has no quota; every rule has a command and a quota",
+            "3:1: unknown section [rul]; did you mean [[rule]]?",
+        ],
+    );
+    check_outside(
+        &[("CHAT_GATEWAY__QUOTA__MESAGES__LIMIT", "5")],
+        &["rule=[1]"],
+        "CHAT_GATEWAY__QUOTA__MESAGES__LIMIT: no [[rule]] uses [quota.mesages]; write one that names \
+         it, or remove the section\n\
+         --set rule: rule is an integer, but it is a section: write [[rule]] and its settings below",
+    );
+}
+
+#[test]
 fn what_a_section_of_credentials_lacks_may_come_from_elsewhere() {
     let file = "[credentials]\nsdkappid = 1\nidentifier = \"a\"\n";
     let key = [("CHAT_GATEWAY__CREDENTIALS__SECRET_KEY_FILE", "k")];
@@ -615,4 +688,24 @@ fn access_should_not_be_open_by_mistake() {
     .unwrap();
     assert_eq!(from_file(&config.to_toml()).unwrap(), config);
     assert_eq!(config.access.unwrap().callers.len(), 2);
+}
+
+#[test]
+fn rules_are_read_from_every_source_and_read_back() {
+    let file = "[[rule]]\ncommand = \"a/b\"\nquota = \"q\"\nkey = [\"/GroupId\", \"/x~1\"]\n\
+                [quota.q]\nlimit = 5\nwindow = \"2s\"\nprofile = \"spaced\"\n";
+    let config = from_all(file, &[("CHAT_GATEWAY__QUOTA__Q__LIMIT", "7")], &[]).unwrap();
+    assert_eq!(config.rules[0].key, ["/GroupId", "/x~1"]);
+    assert!(!config.rules[0].repeat);
+    assert_eq!(config.quota.named["q"].limit, 7);
+    assert_eq!(config.quota.named["q"].window.as_secs(), 2);
+    assert_eq!(from_file(&config.to_toml()).unwrap(), config);
+    let other = r#"rule=[{command = "c/d", quota = "q", repeat = true}]"#;
+    let config = from_all(file, &[], &[other]).unwrap();
+    assert_eq!(
+        (config.rules.len(), config.rules[0].command.as_str()),
+        (1, "c/d")
+    );
+    assert!(config.rules[0].repeat && config.rules[0].key.is_empty());
+    assert_eq!(from_file(&config.to_toml()).unwrap(), config);
 }

@@ -84,3 +84,16 @@ fn what_the_annotated_file_suggests_is_right_too() {
     assert_eq!(config.access.as_ref().unwrap().callers.len(), 1);
     assert_eq!(from_file(&config.to_toml()).unwrap(), config);
 }
+
+#[test]
+fn the_rule_in_the_annotated_file_is_right_too() {
+    let uncomment = |line| match str::strip_prefix(line, '#') {
+        Some(rest) if rest.starts_with(|c: char| c == '[' || c.is_ascii_lowercase()) => rest,
+        _ => line,
+    };
+    let text = annotated();
+    let text = text.lines().map(uncomment).collect::<Vec<_>>().join("\n");
+    let config = from_file(&text).unwrap();
+    assert_eq!(config.rules[0].key, ["/GroupId"]);
+    assert_eq!(config.quota.named["group_messages"].limit, 40);
+}

@@ -15,12 +15,14 @@ use super::record::{Event, LENGTH, Micros, Record, WindowClass, WindowId};
 use crate::{call::QuotaClass, quota::window::Pace};
 
 /// How long slots of each class cool.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Paces {
     /// Of the attributes of groups.
     pub group_attributes: Pace,
     /// Of the extensions of messages.
     pub message_extension: Pace,
+    /// Of quotas that rules name.
+    pub ruled: HashMap<WindowClass, Pace>,
     /// Of commands.
     pub api: Pace,
 }
@@ -77,11 +79,28 @@ pub struct Busy {
 }
 
 impl Paces {
-    /// That of a class.
+    /// The part for quotas that rules name. Where two have the same code, the longer window holds.
+    pub fn of_ruled(
+        quotas: impl Iterator<Item = (&'static str, Pace)>,
+    ) -> HashMap<WindowClass, Pace> {
+        let mut paces: HashMap<WindowClass, Pace> = HashMap::new();
+        for (quota, pace) in quotas {
+            let own = paces
+                .entry(WindowClass::of_keys(QuotaClass::Ruled(quota)))
+                .or_insert(pace);
+            if own.window < pace.window {
+                *own = pace;
+            }
+        }
+        paces
+    }
+
+    /// That of a class; of a quota that no rule names any more, that of commands.
     pub fn of(&self, class: WindowClass) -> &Pace {
         match class {
-            WindowClass::Key(QuotaClass::GroupAttributes) => &self.group_attributes,
-            WindowClass::Key(QuotaClass::MessageExtension) => &self.message_extension,
+            WindowClass::GroupAttributes => &self.group_attributes,
+            WindowClass::MessageExtension => &self.message_extension,
+            WindowClass::Ruled(_) => self.ruled.get(&class).unwrap_or(&self.api),
             WindowClass::Command => &self.api,
         }
     }
@@ -174,7 +193,7 @@ impl Ledger {
     }
 
     /// The slots that are busy at `now`, in an order that [`apply`](Self::apply) takes.
-    pub fn busy(&self, paces: Paces, now: Micros) -> impl Iterator<Item = Busy> {
+    pub fn busy<'a>(&'a self, paces: &'a Paces, now: Micros) -> impl Iterator<Item = Busy> + 'a {
         self.windows.iter().flat_map(move |(&window, held)| {
             let cooling = held.cooling.iter().map(|&(cooling, at, slots)| {
                 let event = match cooling {
@@ -253,6 +272,7 @@ mod tests {
         };
         Paces {
             group_attributes: pace,
+            ruled: HashMap::new(),
             message_extension: pace,
             api: pace,
         }
@@ -285,7 +305,7 @@ mod tests {
             ledger.apply(record);
         }
         ledger.bury(&paces(), now * SECOND);
-        let busy: Vec<_> = ledger.busy(paces(), now * SECOND).collect();
+        let busy: Vec<_> = ledger.busy(&paces(), now * SECOND).collect();
         let mut left: Vec<_> = busy
             .iter()
             .flat_map(|busy| std::iter::repeat_n(micros(busy.left) - GUARD, busy.slots as usize))
@@ -374,7 +394,7 @@ mod tests {
                         ledger.apply(&Record::Clock { by });
                     }
                     ledger.bury(&paces(), now);
-                    let _ = ledger.busy(paces(), now).count();
+                    let _ = ledger.busy(&paces(), now).count();
                 }
             }
         }
@@ -399,7 +419,8 @@ mod tests {
 
     /// Everything that is held, however it is ordered.
     fn contents(ledger: &Ledger) -> Vec<String> {
-        let busy = ledger.busy(paces(), 0);
+        let paces = paces();
+        let busy = ledger.busy(&paces, 0);
         let mut all: Vec<_> = busy.map(|busy| format!("{busy:?}")).collect();
         all.sort_unstable();
         all
@@ -506,17 +527,18 @@ mod tests {
                 _ => 0,
             };
             let compact = applied(before);
-            let compact = compact.busy(paces(), compacted_at).map(|busy| busy.record());
+            let paces = paces();
+            let compact = compact.busy(&paces, compacted_at).map(|busy| busy.record());
             let compact: Vec<_> = compact.chain(after.iter().copied()).collect();
             let mut ledger = Ledger::read(&bytes(&compact));
-            ledger.bury(&paces(), end);
+            ledger.bury(&paces, end);
 
             for (n, (taken, mut until)) in (0..).zip(model) {
                 let closed_at = taken.iter().map(|at| (at + 5 * SECOND).min(end));
                 until.extend(closed_at.map(|at| at + 65 * SECOND + GUARD));
                 until.retain(|until| *until > end);
                 until.sort_unstable();
-                let busy = ledger.busy(paces(), end).filter(|busy| busy.window == window(n));
+                let busy = ledger.busy(&paces, end).filter(|busy| busy.window == window(n));
                 let mut remembered: Vec<_> = busy
                     .flat_map(|busy| {
                         std::iter::repeat_n(end + micros(busy.left), busy.slots as usize)

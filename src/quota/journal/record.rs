@@ -28,8 +28,12 @@ pub type Micros = i64;
 /// Which settings limit a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WindowClass {
-    /// Those of a class of keys.
-    Key(QuotaClass),
+    /// Those of the attributes of groups.
+    GroupAttributes,
+    /// Those of the extensions of messages.
+    MessageExtension,
+    /// Those of a quota that rules name, whose name hashes to this.
+    Ruled(u8),
     /// Those of commands.
     Command,
 }
@@ -84,12 +88,15 @@ impl WindowId {
     pub fn of_key(key: &LaneKey) -> WindowId {
         let target = &key.target;
         let message = target.message.map(i128::to_le_bytes);
-        WindowId::new(
-            WindowClass::Key(key.class),
-            Some(target.app),
-            message,
-            &target.group,
-        )
+        let class = WindowClass::of_keys(key.class);
+        match key.class {
+            // Two quotas may have the same code.
+            QuotaClass::Ruled(quota) => {
+                let name = format!("{quota} {}", target.group);
+                WindowId::new(class, Some(target.app), message, &name)
+            }
+            _ => WindowId::new(class, Some(target.app), message, &target.group),
+        }
     }
 
     /// The window of the command at `path` in `app`.
@@ -121,19 +128,33 @@ impl WindowId {
 }
 
 impl WindowClass {
+    /// That of a class of keys.
+    pub fn of_keys(class: QuotaClass) -> WindowClass {
+        match class {
+            QuotaClass::GroupAttributes => WindowClass::GroupAttributes,
+            QuotaClass::MessageExtension => WindowClass::MessageExtension,
+            QuotaClass::Ruled(quota) => {
+                let hash = Sha256::digest(quota);
+                WindowClass::Ruled(hash[0].max(RULED))
+            }
+        }
+    }
+
     fn code(self) -> u8 {
         match self {
-            WindowClass::Key(QuotaClass::GroupAttributes) => 1,
-            WindowClass::Key(QuotaClass::MessageExtension) => 2,
+            WindowClass::GroupAttributes => 1,
+            WindowClass::MessageExtension => 2,
             WindowClass::Command => 3,
+            WindowClass::Ruled(code) => code,
         }
     }
 
     fn of(code: u8) -> Option<WindowClass> {
         Some(match code {
-            1 => WindowClass::Key(QuotaClass::GroupAttributes),
-            2 => WindowClass::Key(QuotaClass::MessageExtension),
+            1 => WindowClass::GroupAttributes,
+            2 => WindowClass::MessageExtension,
             3 => WindowClass::Command,
+            RULED.. => WindowClass::Ruled(code),
             _ => return None,
         })
     }
@@ -159,6 +180,9 @@ impl Event {
         })
     }
 }
+
+/// The lowest code of a quota that rules name.
+const RULED: u8 = 16;
 
 /// The event of [`Record::Clock`].
 const CLOCK: u8 = 5;
@@ -230,18 +254,21 @@ mod tests {
     use crate::call::Target;
 
     const EVENTS: [Event; 4] = [Event::Taken, Event::Replied, Event::Lost, Event::Refunded];
-    const CLASSES: [WindowClass; 3] = [
-        WindowClass::Key(QuotaClass::GroupAttributes),
-        WindowClass::Key(QuotaClass::MessageExtension),
-        WindowClass::Command,
-    ];
+    fn classes() -> [WindowClass; 4] {
+        [
+            WindowClass::GroupAttributes,
+            WindowClass::MessageExtension,
+            WindowClass::of_keys(QuotaClass::Ruled("q")),
+            WindowClass::Command,
+        ]
+    }
 
     fn record() -> impl Strategy<Value = Record> {
         let slots = (0..4_usize, 0..3_usize, any::<(u32, Micros, [u8; 16])>());
         let slots = slots.prop_map(|(event, class, (slots, at, digest))| Record::Slots {
             event: EVENTS[event],
             window: WindowId {
-                class: CLASSES[class],
+                class: classes()[class],
                 digest,
             },
             slots,

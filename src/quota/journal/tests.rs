@@ -17,6 +17,7 @@ fn paces() -> Paces {
     Paces {
         group_attributes: pace,
         message_extension: pace,
+        ruled: HashMap::new(),
         api: pace,
     }
 }

@@ -54,8 +54,9 @@ fn every_mistake_should_be_shown_with_its_place_by_check_and_serve() {
          {path}:6:10: retry.budget is -1; write a number from 0 to 10\n\
          {path}:8:1: [shared] is not in this version: each process keeps its own windows; \
          remove the section\n\
-         {path}:11:1: [[rule]] is not in this version: only the commands that the gateway knows \
-         have quotas of their own; remove the section\n\
+         {path}:11:1: the rule has no quota; every rule has a command and a quota\n\
+         {path}:12:11: rule.command is \"x\", which names no service; write its service and its \
+         name, such as \"group_open_http_svc/send_group_msg\"\n\
          CHAT_GATEWAY__LOG__FORMAT: "
     );
     for command in ["check", "serve"] {
@@ -69,7 +70,7 @@ fn every_mistake_should_be_shown_with_its_place_by_check_and_serve() {
         let last =
             "--set queue.deadlne: unknown setting queue.deadlne; did you mean queue.deadline?\n";
         assert!(stderr.ends_with(last), "{stderr}");
-        assert_eq!(stderr.lines().count(), 7, "{stderr}");
+        assert_eq!(stderr.lines().count(), 8, "{stderr}");
     }
 }
 
