@@ -131,6 +131,17 @@ impl Credentials {
     }
 }
 
+impl Credentials {
+    /// Who asks, decoded: however it is written, it is the same account.
+    pub fn identifier(&self) -> Arc<str> {
+        let [_, identifier, _] = self.parts();
+        // `+` is no space in an account; the decoder of forms would make it one.
+        let pair = format!("i={}", identifier.replace('+', "%2B"));
+        let decoded = form_urlencoded::parse(pair.as_bytes()).next();
+        decoded.map_or_else(|| Arc::from(""), |(_, value)| Arc::from(value.as_ref()))
+    }
+}
+
 impl PartialEq for Credentials {
     fn eq(&self, other: &Credentials) -> bool {
         self.parts() == other.parts()

@@ -43,9 +43,9 @@ pub use caller::caller_name;
 pub use file::read;
 pub use mistake::{Mistake, Mistakes, Origin};
 pub use settings::{
-    Access, AccessCaller, ApiQuota, Config, Count, Credentials, ExtensionQuota, Listen, Log,
-    LogFormat, Merge, Order, Profile, Queue, Quota, Quotas, Retry, Rule, Shutdown, State,
-    StatusCodes, Tls, Upstream,
+    Access, AccessCaller, ApiQuota, AttributesQuota, Config, Count, Credentials, ExtensionQuota,
+    Listen, Log, LogFormat, Merge, Order, Per, Profile, Queue, Quota, Quotas, Retry, Rule,
+    Shutdown, State, StatusCodes, Tls, Upstream,
 };
 pub use upstream_url::{Scheme, UpstreamUrl};
 

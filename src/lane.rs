@@ -61,6 +61,7 @@ pub struct Lanes {
 #[derive(Debug)]
 pub struct Lane {
     key: LaneKey,
+    /// The window of the call that came first; where lanes share none, of every call.
     slots: Arc<Slots>,
     state: Mutex<State>,
     /// The first call has left: what the lane waits for may have changed.
@@ -70,6 +71,8 @@ pub struct Lane {
 #[derive(Debug)]
 struct State {
     queue: Waiting<Ticket>,
+    /// The window of its first call.
+    slots: Arc<Slots>,
     /// The calls that are on their way now.
     under_way: Option<Arc<Trip>>,
 }
@@ -181,7 +184,7 @@ impl Lanes {
         let mut shard = self.by_key.lock(&key);
         let lane = shard.get(&key).cloned();
         let is_new = lane.is_none();
-        let lane = lane.unwrap_or_else(|| self.lane(key));
+        let lane = lane.unwrap_or_else(|| self.lane(key, &call));
         let mut state = lane.lock();
         if let Some(full) = state.queue.full(&call.caller, self.max_calls_per_key) {
             let mut refusal = admission::no_room(class.refusal(), full);
@@ -227,25 +230,49 @@ impl Lanes {
         let now = clock::now();
         let service = self.upstream.service_time.get();
         let mut ahead = state.queue.ahead(&call.caller);
+        let scopes = self.scopes(lane, call, pairs);
+        if let Some((slots, _)) = &scopes.key
+            && self.quota.is_shared(lane.key.class)
+        {
+            // Other lanes that wait for the window have their turns between ours.
+            let own = !state.queue.is_empty() && state.under_way.is_none();
+            let others = slots.waiting().saturating_sub(u32::from(own));
+            ahead.slots += others * (ahead.batches + 1);
+        }
         ahead.batches += u32::from(state.under_way.is_some());
-        self.scopes(lane, call, pairs).forecast(now, ahead, service)
+        scopes.forecast(now, ahead, service)
     }
 
     fn scopes(&self, lane: &Lane, call: &Call, pairs: u32) -> Scopes {
         Scopes {
-            key: Some((lane.slots.clone(), pairs)),
+            key: Some((self.slots(lane, call), pairs)),
             command: self.command(lane, call.command),
         }
+    }
+
+    /// The window that counts a call of a lane.
+    fn slots(&self, lane: &Lane, call: &Call) -> Arc<Slots> {
+        if self.quota.is_shared(lane.key.class) {
+            self.window(&lane.key, call)
+        } else {
+            lane.slots.clone()
+        }
+    }
+
+    fn window(&self, key: &LaneKey, call: &Call) -> Arc<Slots> {
+        let identifier = || call.credentials.identifier();
+        self.quota.key(&self.quota.window_key(key, identifier))
     }
 
     fn command(&self, lane: &Lane, command: &Command) -> Arc<CommandSlots> {
         self.quota.command(command.path, Some(lane.key.target.app))
     }
 
-    fn lane(&self, key: LaneKey) -> Arc<Lane> {
-        let slots = self.quota.key(&key);
+    fn lane(&self, key: LaneKey, call: &Call) -> Arc<Lane> {
+        let slots = self.window(&key, call);
         let state = State {
             queue: Waiting::new(self.order, slots.counting()),
+            slots: slots.clone(),
             under_way: None,
         };
         Arc::new(Lane {
@@ -342,15 +369,16 @@ impl Lane {
     /// Its calls, counted as the upstream counts them by now.
     fn lock(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock();
-        state.queue.count(self.slots.counting());
+        let counting = state.slots.counting();
+        state.queue.count(counting);
         state
     }
 
     /// What there is to see of it.
     pub fn view(&self) -> View {
         let now = clock::now();
-        let slots = self.slots.view(now);
         let state = self.state.lock();
+        let slots = state.slots.view(now);
         let oldest = state.queue.front().map(|(_, job)| now - job.call.received);
         View {
             calls: state.queue.calls(),
@@ -359,8 +387,8 @@ impl Lane {
             oldest_wait: oldest.unwrap_or_default(),
             under_way: state.under_way.as_ref().map(|trip| trip.facts()),
             slots,
-            limit: self.slots.pace.limit,
-            counting: self.slots.counting(),
+            limit: state.slots.pace.limit,
+            counting: state.slots.counting(),
         }
     }
 

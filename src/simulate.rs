@@ -73,7 +73,7 @@ pub use self::{
     journal::{Arrival, Outcome},
     quotas::QuotaKey,
     report::{Report, Worst},
-    settings::{Counted, Limit, Limits, Settings},
+    settings::{Counted, Limit, Limits, Per, Settings},
     signature::sign,
     window::{CounterTest, WindowKind},
 };

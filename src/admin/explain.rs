@@ -1,6 +1,6 @@
 //! `/explain?sdkappid=&group=&msg_seq=`, or `&quota=&key=` under a rule: why a key waits.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 use serde::Serialize;
@@ -40,17 +40,24 @@ struct Explanation {
 }
 
 /// Explains the key that the query names: `sdkappid` and `group` for a group's attributes,
-/// `msg_seq` with them for a message's extensions; `sdkappid`, `quota` and a `key` for each pointer
+/// `msg_seq` with them for a message's extensions; `identifier` where windows are an account's; `sdkappid`, `quota` and a `key` for each pointer
 /// under a rule. What is wrong with the query otherwise.
 pub(super) fn render(admin: &Admin, query: &str) -> Result<Vec<u8>, (StatusCode, String)> {
     let quota = &admin.lanes.quota;
-    let key = key(query, quota.ruled()).map_err(|what| (StatusCode::BAD_REQUEST, what))?;
+    let (key, identifier) =
+        key(query, quota.ruled()).map_err(|what| (StatusCode::BAD_REQUEST, what))?;
     let now = clock::now();
     let view = match admin.lanes.find(&key) {
         Some(lane) => lane.view(),
         None => {
             let counting = quota.class(Some(key.class)).known().counting();
-            View::of_window(quota.peek(&key), quota.pace(key.class).limit, counting, now)
+            let window = quota.window_key(&key, || identifier.unwrap_or_default());
+            View::of_window(
+                quota.peek(&window),
+                quota.pace(key.class).limit,
+                counting,
+                now,
+            )
         }
     };
     let class = quota.class(Some(key.class));
@@ -85,11 +92,15 @@ pub(super) fn render(admin: &Admin, query: &str) -> Result<Vec<u8>, (StatusCode,
     Ok(serde_json::to_vec_pretty(&explanation).expect("strings and numbers serialize"))
 }
 
-fn key(query: &str, mut ruled: impl Iterator<Item = &'static str>) -> Result<LaneKey, String> {
+fn key(
+    query: &str,
+    mut ruled: impl Iterator<Item = &'static str>,
+) -> Result<(LaneKey, Option<Arc<str>>), String> {
     let usage = "write /explain?sdkappid=APP&group=GROUP, and &msg_seq=N for a message; under a \
                  [[rule]] /explain?sdkappid=APP&quota=QUOTA, and &key=VALUE for each of its pointers\n";
     let (mut app, mut group, mut message) = (None, None, None);
     let (mut quota, mut values) = (None, Vec::new());
+    let mut identifier = None;
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         match &*name {
             "sdkappid" => app = value.parse().ok(),
@@ -99,6 +110,7 @@ fn key(query: &str, mut ruled: impl Iterator<Item = &'static str>) -> Result<Lan
                 Ok(number) => message = Some(number),
                 Err(_) => return Err(format!("msg_seq is not a number; {usage}")),
             },
+            "identifier" => identifier = Some(Arc::from(value.as_ref())),
             "quota" => match ruled.find(|name| *name == value) {
                 Some(name) => quota = Some(name),
                 None => return Err(format!("no [[rule]] has the quota {value:?}; {usage}")),
@@ -115,21 +127,19 @@ fn key(query: &str, mut ruled: impl Iterator<Item = &'static str>) -> Result<Lan
             message: None,
         };
         let class = QuotaClass::Ruled(quota);
-        return Ok(LaneKey { class, target });
+        return Ok((LaneKey { class, target }, None));
     }
     let group: String = group.ok_or_else(|| format!("group is missing; {usage}"))?;
     let class = match message {
         Some(_) => QuotaClass::MessageExtension,
         None => QuotaClass::GroupAttributes,
     };
-    Ok(LaneKey {
-        class,
-        target: Target {
-            app,
-            group: group.into(),
-            message,
-        },
-    })
+    let target = Target {
+        app,
+        group: group.into(),
+        message,
+    };
+    Ok((LaneKey { class, target }, identifier))
 }
 
 /// `5`, `true` and `null` are what JSON says; `"5"` and anything else is text.
@@ -186,7 +196,7 @@ mod tests {
 
     #[test]
     fn the_query_should_name_a_group_or_a_message() {
-        let known = |query| key(query, ["messages"].into_iter());
+        let known = |query| key(query, ["messages"].into_iter()).map(|(key, _)| key);
         let group = known("sdkappid=1&group=%40TGS%23a+b").unwrap();
         assert_eq!(group.class, QuotaClass::GroupAttributes);
         assert_eq!(&*group.target.group, "@TGS#a b");

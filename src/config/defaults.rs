@@ -8,8 +8,8 @@ use std::time::Duration;
 use http::uri::Authority;
 
 use super::settings::{
-    ApiQuota, Count, ExtensionQuota, Listen, Log, LogFormat, Merge, Order, Profile, Queue, Quota,
-    Quotas, Retry, Shutdown, State, StatusCodes, Tls, Upstream,
+    ApiQuota, AttributesQuota, Count, ExtensionQuota, Listen, Log, LogFormat, Merge, Order, Per,
+    Profile, Queue, Quotas, Retry, Shutdown, State, StatusCodes, Tls, Upstream,
 };
 use super::upstream_url::{Scheme, UpstreamUrl};
 
@@ -90,10 +90,11 @@ impl Default for Quotas {
     fn default() -> Self {
         let documented = ["account_check", "account_delete", "multiaccount_import"];
         Self {
-            group_attributes: Quota {
+            group_attributes: AttributesQuota {
                 limit: 5,
                 window: Duration::from_secs(1),
                 profile: Profile::Exact,
+                per: Per::Group,
             },
             message_extension: ExtensionQuota {
                 limit: 200,

@@ -10,8 +10,9 @@ use super::kind::{Choice, CountIn, FilePath, Kind, ListenAddress, NumberIn, Swit
 use super::level::LogFilter;
 use super::rule::{CommandName, Pointers, QuotaName};
 use super::settings::{
-    Access, AccessCaller, ApiQuota, Config, Count, Credentials, ExtensionQuota, Listen, Log,
-    LogFormat, Order, Profile, Queue, Quota, Quotas, Retry, Rule, StatusCodes, Upstream,
+    Access, AccessCaller, ApiQuota, AttributesQuota, Config, Count, Credentials, ExtensionQuota,
+    Listen, Log, LogFormat, Order, Per, Profile, Queue, Quota, Quotas, Retry, Rule, StatusCodes,
+    Upstream,
 };
 use super::size::SizeIn;
 use super::upstream_url::Url;
@@ -98,6 +99,10 @@ const COUNT: Choice<Count> = Choice {
         ("calls", Count::Calls),
         ("pairs", Count::Pairs),
     ],
+    later: &[],
+};
+const PER: Choice<Per> = Choice {
+    words: &[("group", Per::Group), ("identifier", Per::Identifier)],
     later: &[],
 };
 const LOG_FORMAT: Choice<LogFormat> = Choice {
@@ -242,12 +247,14 @@ fn visit_quotas<V: Visitor>(quotas: &mut Quotas, v: &mut V) {
         named,
     } = quotas;
     v.section("group_attributes", |v| {
-        let Quota {
+        let AttributesQuota {
             limit,
             window,
             profile,
+            per,
         } = group_attributes;
         visit_quota((limit, window, profile), v);
+        v.setting("per", per, &PER);
     });
     v.section("message_extension", |v| {
         let ExtensionQuota {

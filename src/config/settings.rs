@@ -181,7 +181,7 @@ pub struct Retry {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quotas {
     /// Writes to the attributes of one group, of all four commands together. Default 5 in 1 s.
-    pub group_attributes: Quota,
+    pub group_attributes: AttributesQuota,
     /// Writes to the extensions of one message. Default 200 in 60 s.
     pub message_extension: ExtensionQuota,
     /// Calls of one command by one app. Default 200 in 1 s.
@@ -214,6 +214,28 @@ pub struct Quota {
     pub window: Duration,
     /// How the calls of a window are spread at the start, and at most how freely.
     pub profile: Profile,
+}
+
+/// A limit in a window of which the vendor says two things about whose calls it counts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttributesQuota {
+    /// Calls in any window, 1 to 1,000,000.
+    pub limit: u32,
+    /// How long the window is, 1 ms to 1 h.
+    pub window: Duration,
+    /// How the calls of a window are spread at the start, and at most how freely.
+    pub profile: Profile,
+    /// Whose calls are counted together.
+    pub per: Per,
+}
+
+/// Whose writes to attributes are counted together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Per {
+    /// Those to one group, as the pages of the REST API say.
+    Group,
+    /// Those of one `identifier`, to whatever group, as the pages of the SDKs say.
+    Identifier,
 }
 
 /// A limit in a window of which the vendor does not say what it counts.

@@ -62,11 +62,13 @@ impl Drop for Served<'_> {
 
 /// The windows that the front of the lane needs; `None` if nobody waits.
 fn next(lanes: &Lanes, lane: &Lane) -> Option<Scopes> {
-    let state = lane.lock();
+    let mut state = lane.lock();
     let (_, front) = state.queue.front()?;
-    let key = Some((lane.slots.clone(), front.pairs));
+    let (slots, pairs) = (lanes.slots(lane, &front.call), front.pairs);
     // What follows may turn it into another command; then the permit is switched.
     let command = lanes.command(lane, front.call.command);
+    state.slots = slots.clone();
+    let key = Some((slots, pairs));
     Some(Scopes { key, command })
 }
 
@@ -74,6 +76,16 @@ fn next(lanes: &Lanes, lane: &Lane) -> Option<Scopes> {
 /// more that this permit allows.
 fn depart(lanes: &Lanes, lane: &Lane, mut permit: Permit) -> Option<Outbound> {
     let mut state = lane.lock();
+    // Whoever is first now may be counted in another window than the one that was waited for.
+    let front = state.queue.front();
+    if let Some((_, front)) = front
+        && lanes.quota.is_shared(lane.key.class)
+        && !permit.is_of(&lanes.slots(lane, &front.call))
+    {
+        drop(state);
+        permit.refund();
+        return None;
+    }
     let plan = state.queue.plan(permit.slots_within_reach(), |command| {
         permit.could_switch(&lanes.command(lane, command))
     });

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     call::{LaneKey, QuotaClass},
     clock::{self, Instant},
-    config::Config,
+    config::{Config, Per},
     rules::interned,
     sharded::{Sharded, give_back_memory},
 };
@@ -45,6 +45,7 @@ pub struct Quota {
 #[derive(Clone, Debug)]
 struct Settings {
     group_attributes: Pace,
+    per: Per,
     message_extension: Pace,
     api: Pace,
     api_commands: HashMap<String, u32>,
@@ -75,6 +76,7 @@ impl Quota {
             commands: Mutex::default(),
             settings: Settings {
                 group_attributes: pace(quota.group_attributes.limit, quota.group_attributes.window),
+                per: quota.group_attributes.per,
                 message_extension: pace(
                     quota.message_extension.limit,
                     quota.message_extension.window,
@@ -140,6 +142,21 @@ impl Quota {
         ));
         shard.insert(key.clone(), slots.clone());
         slots
+    }
+
+    /// The key of the window that counts the calls of a lane: the lane's, or that of the account.
+    /// Such windows and those of groups are never in use at the same time.
+    pub fn window_key(&self, lane: &LaneKey, identifier: impl FnOnce() -> Arc<str>) -> LaneKey {
+        let mut key = lane.clone();
+        if self.is_shared(lane.class) {
+            key.target.group = identifier();
+        }
+        key
+    }
+
+    /// Whether lanes of this class share windows.
+    pub fn is_shared(&self, class: QuotaClass) -> bool {
+        class == QuotaClass::GroupAttributes && self.settings.per == Per::Identifier
     }
 
     /// The window of a key, if it is remembered.

@@ -50,6 +50,12 @@ impl Permit {
         }
     }
 
+    /// Whether it holds slots of this window.
+    pub fn is_of(&self, window: &Arc<Slots>) -> bool {
+        let key = self.scopes.key.as_ref();
+        key.is_some_and(|(key, _)| Arc::ptr_eq(key, window))
+    }
+
     /// Makes room for `pairs` in all; false if there is none for so many.
     pub fn grow(&mut self, pairs: u32) -> bool {
         let Some((key, held)) = &mut self.scopes.key else {
@@ -78,7 +84,7 @@ impl Permit {
     pub fn could_switch(&self, to: &Arc<CommandSlots>) -> bool {
         let now = clock::now();
         Arc::ptr_eq(to, &self.scopes.command)
-            || (to.turn.try_lock().is_ok()
+            || (to.slots.turn.try_lock().is_ok()
                 && to.app_rest(now).is_none()
                 && to.slots.next(&mut to.slots.lock(), now, 1) == Next::Now)
     }
@@ -89,7 +95,7 @@ impl Permit {
         if Arc::ptr_eq(to, &self.scopes.command) {
             return true;
         }
-        let Ok(_turn) = to.turn.try_lock() else {
+        let Ok(_turn) = to.slots.turn.try_lock() else {
             return false;
         };
         let now = clock::now();

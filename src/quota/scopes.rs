@@ -5,10 +5,11 @@
 //!
 //! Who waits, and where:
 //!
-//! - A key's window has one taker, its lane, which waits for it alone.
-//! - A command's window is shared by many lanes and by calls that pass through. They queue for
-//!   its `turn`, a fair lock, and whoever holds it waits for the next slot. First come, first
-//!   served, and one timer for the whole queue.
+//! - A window of a key is that of one lane, or with `per = "identifier"` of all lanes whose calls
+//!   come from the same account; a command's is shared by many lanes and by calls that pass through.
+//!   They queue for its `turn`, a fair lock, and whoever holds it waits for the next slot. First
+//!   come, first served, and one timer for the whole queue.
+//! - The turn of the key comes first and is kept while the command's is waited for.
 //!
 //! Locks are taken in one order (key, then command) and never held across a wait.
 
@@ -63,17 +64,25 @@ impl Scopes {
     /// A slot in every window, as soon as there is one in each and it is this caller's turn.
     /// Cancel safe: dropped before it is ready, it has taken nothing.
     pub async fn acquire(&self) -> Permit {
-        if let Ok(_turn) = self.command.turn.try_lock()
+        let key = self.key.as_ref();
+        if key.is_none_or(|(key, _)| key.turn.try_lock().is_ok())
+            && let Ok(_turn) = self.command.slots.turn.try_lock()
             && let Some(permit) = self.take(clock::now())
         {
             return permit;
         }
         loop {
-            if let Some((key, pairs)) = &self.key {
-                key.until_free(*pairs).await;
-            }
-            let _waiting = self.command.wait();
-            let _turn = self.command.turn.lock().await;
+            let _turn_of_key = match key {
+                Some((key, pairs)) => {
+                    let waiting = key.wait();
+                    let turn = key.turn.lock().await;
+                    key.until_free(*pairs).await;
+                    Some((waiting, turn))
+                }
+                None => None,
+            };
+            let _waiting = self.command.slots.wait();
+            let _turn = self.command.slots.turn.lock().await;
             self.command.until_free().await;
             if let Some(permit) = self.take(clock::now()) {
                 return permit;

@@ -32,6 +32,8 @@ pub struct Slots {
     class: Arc<Class>,
     pub(super) state: Mutex<State>,
     changed: Notify,
+    pub(super) turn: tokio::sync::Mutex<()>,
+    waiting: AtomicU32,
     page: Option<Page>,
 }
 
@@ -55,8 +57,6 @@ pub(super) struct State {
 pub struct CommandSlots {
     pub(super) slots: Slots,
     app: Arc<Mutex<Rest>>,
-    pub(super) turn: tokio::sync::Mutex<()>,
-    waiting: AtomicU32,
 }
 
 impl Slots {
@@ -83,8 +83,20 @@ impl Slots {
             class,
             state: Mutex::new(state),
             changed: Notify::new(),
+            turn: tokio::sync::Mutex::new(()),
+            waiting: AtomicU32::new(0),
             page: written,
         }
+    }
+
+    /// Counts a call that waits for its turn.
+    pub(super) fn wait(&self) -> Waiting<'_> {
+        Waiting::new(&self.waiting)
+    }
+
+    /// Calls that wait for this window.
+    pub fn waiting(&self) -> u32 {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// What one slot stands for.
@@ -201,7 +213,7 @@ impl Slots {
         }
     }
 
-    /// Waits until a call of so many pairs can be sent. Only one task at a time may wait.
+    /// Waits until a call of so many pairs can be sent. Only who has the turn may wait.
     pub(super) async fn until_free(&self, pairs: u32) {
         loop {
             let next = self.next(&mut self.lock(), clock::now(), pairs);
@@ -392,17 +404,7 @@ impl State {
 impl CommandSlots {
     /// For a command of the app that `app` says the rest of.
     pub(super) fn new(slots: Slots, app: Arc<Mutex<Rest>>) -> CommandSlots {
-        CommandSlots {
-            slots,
-            app,
-            turn: tokio::sync::Mutex::new(()),
-            waiting: AtomicU32::new(0),
-        }
-    }
-
-    /// Counts a call that waits for its turn.
-    pub(super) fn wait(&self) -> Waiting<'_> {
-        Waiting::new(&self.waiting)
+        CommandSlots { slots, app }
     }
 
     /// The upstream refused a call of this app, whatever its command.
@@ -423,7 +425,7 @@ impl CommandSlots {
 
     /// Calls that wait for this window.
     pub fn waiting(&self) -> u32 {
-        self.waiting.load(Ordering::Relaxed)
+        self.slots.waiting()
     }
 
     pub(super) async fn until_free(&self) {

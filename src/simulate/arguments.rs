@@ -13,7 +13,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use super::{Counted, CounterTest, Fault, Limit, Limits, Settings, Simulator, WindowKind};
+use super::{Counted, CounterTest, Fault, Limit, Limits, Per, Settings, Simulator, WindowKind};
 
 /// Stands in for the server REST API of Tencent Cloud Chat: counts calls as the API does, answers
 /// with its codes, and misbehaves as much as you ask it to.
@@ -72,6 +72,9 @@ pub struct Arguments {
     /// The limit on calls of one command by one app (60007)
     #[arg(long, value_name = "LIMIT", default_value_t = Limits::default().api)]
     pub api: Limit,
+    /// Whose writes of attributes are counted together
+    #[arg(long, value_enum, default_value_t)]
+    pub attributes_per: Per,
     /// What a message extension setter takes from its limit
     #[arg(long, value_enum, default_value_t)]
     pub count: Counted,
@@ -112,6 +115,7 @@ impl Arguments {
                 message_extension: self.message_extension,
                 api: self.api,
             },
+            attributes_per: self.attributes_per,
             count: self.count,
             latency: self.latency,
             jitter: self.jitter,

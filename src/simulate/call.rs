@@ -11,7 +11,7 @@ use super::{
     command::Command,
     extensions::{ExtensionCall, Message},
     quotas::QuotaKey,
-    settings::{Counted, Settings},
+    settings::{Counted, Per, Settings},
 };
 
 /// One call: who sent what, and whether it comes past the door.
@@ -56,7 +56,7 @@ impl Call {
         let entry = found.and_then(|(command, _)| {
             caller.check(settings, &parts.method, now)?;
             let body = Body::parse(&body)?;
-            Ok(Entry::read(settings, &caller.sdkappid, command, &body))
+            Ok(Entry::read(settings, &caller, command, &body))
         });
         Self {
             caller,
@@ -74,7 +74,8 @@ impl Call {
 }
 
 impl Entry {
-    fn read(settings: &Settings, sdkappid: &str, command: Command, body: &Body) -> Self {
+    fn read(settings: &Settings, caller: &Caller, command: Command, body: &Body) -> Self {
+        let sdkappid = caller.sdkappid.as_str();
         let group = body.text("GroupId").ok().map(str::to_owned);
         let (key, work) = match command {
             Command::SetAttributes
@@ -82,9 +83,15 @@ impl Entry {
             | Command::DeleteAttributes
             | Command::ClearAttributes
             | Command::GetAttributes => {
-                let key = group.clone().map(|group| QuotaKey::Group {
-                    sdkappid: sdkappid.to_owned(),
-                    group,
+                let key = group.clone().map(|group| match settings.attributes_per {
+                    Per::Group => QuotaKey::Group {
+                        sdkappid: sdkappid.to_owned(),
+                        group,
+                    },
+                    Per::Identifier => QuotaKey::Identifier {
+                        sdkappid: sdkappid.to_owned(),
+                        identifier: caller.identifier.clone(),
+                    },
                 });
                 let work = AttributeCall::read(command, body).map(Work::Attributes);
                 (key, work)

@@ -29,6 +29,13 @@ pub enum QuotaKey {
         /// The `GroupId`.
         group: String,
     },
+    /// The writes of one identifier to the attributes of any group (10049).
+    Identifier {
+        /// The app.
+        sdkappid: String,
+        /// The `identifier`.
+        identifier: String,
+    },
     /// The settings on one message of a group (23003).
     GroupMessage {
         /// The app.
@@ -80,6 +87,7 @@ impl QuotaKey {
     pub fn sdkappid(&self) -> &str {
         match self {
             Self::Group { sdkappid, .. }
+            | Self::Identifier { sdkappid, .. }
             | Self::GroupMessage { sdkappid, .. }
             | Self::UserMessage { sdkappid, .. }
             | Self::Command { sdkappid, .. } => sdkappid,
@@ -89,7 +97,7 @@ impl QuotaKey {
     /// The `ErrorCode` of a call that is over this quota.
     pub fn code(&self) -> i64 {
         match self {
-            Self::Group { .. } => 10049,
+            Self::Group { .. } | Self::Identifier { .. } => 10049,
             Self::GroupMessage { .. } | Self::UserMessage { .. } => 23003,
             Self::Command { .. } => 60007,
         }
@@ -100,6 +108,10 @@ impl fmt::Display for QuotaKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Group { sdkappid, group } => write!(formatter, "group {sdkappid}/{group}"),
+            Self::Identifier {
+                sdkappid,
+                identifier,
+            } => write!(formatter, "identifier {sdkappid}/{identifier}"),
             Self::GroupMessage {
                 sdkappid,
                 group,
@@ -261,7 +273,7 @@ impl Quotas {
 
     fn shape(&self, key: &QuotaKey) -> &Shape {
         match key {
-            QuotaKey::Group { .. } => &self.group_attributes,
+            QuotaKey::Group { .. } | QuotaKey::Identifier { .. } => &self.group_attributes,
             QuotaKey::GroupMessage { .. } | QuotaKey::UserMessage { .. } => &self.message_extension,
             QuotaKey::Command { .. } => &self.api,
         }
@@ -275,7 +287,7 @@ impl Quotas {
             self.api.memory(),
         );
         let memory = |key: &QuotaKey| match key {
-            QuotaKey::Group { .. } => attributes,
+            QuotaKey::Group { .. } | QuotaKey::Identifier { .. } => attributes,
             QuotaKey::GroupMessage { .. } | QuotaKey::UserMessage { .. } => extension,
             QuotaKey::Command { .. } => api,
         };

@@ -21,6 +21,8 @@ pub struct Settings {
     pub counter: CounterTest,
     /// The limits that are counted.
     pub limits: Limits,
+    /// Whose writes of attributes are counted together.
+    pub attributes_per: Per,
     /// What a message extension setter takes from its quota.
     pub count: Counted,
     /// The least time between a call's last byte and its answer, both directions together.
@@ -58,6 +60,7 @@ impl Default for Settings {
             gcra_burst: 2,
             counter: CounterTest::default(),
             limits: Limits::default(),
+            attributes_per: Per::default(),
             count: Counted::default(),
             latency: Duration::ZERO,
             jitter: Duration::ZERO,
@@ -134,6 +137,16 @@ impl FromStr for Limit {
         }
         Ok(Self { count, window })
     }
+}
+
+/// Whose writes of attributes are counted together; the documentation says both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Per {
+    /// Those to one group.
+    #[default]
+    Group,
+    /// Those of one identifier, to whatever group.
+    Identifier,
 }
 
 /// What a message extension setter takes from its quota; the documentation leaves it open.

@@ -5,6 +5,7 @@
 //! - [`access`]: tokens, commands and rates of callers
 //! - [`signing`]: signatures that the gateway makes, and those that the API refuses
 //! - [`count`]: what the upstream counts of message extensions, found out
+//! - [`per`]: attributes counted by account
 //! - [`promises`]: the whole gateway with random callers, arrivals, failures and departures, from seeds
 //! - [`zoo`]: every way in which the upstream could count, and other spenders
 //! - [`http2`]: an upstream that is played frame by frame
@@ -21,6 +22,7 @@ mod fair;
 mod fuzz;
 mod harness;
 mod http2;
+mod per;
 mod promises;
 mod readme;
 mod rules;
