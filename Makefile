@@ -4,10 +4,10 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: test lint deny spec prove fuzz mutants build clean tools
+.PHONY: test lint deny spec prove keys soak fuzz mutants build clean tools
 
 ## Everything that must hold before a commit: format, lints, licences, documentation, tests.
-test: lint deny spec
+test: lint deny spec keys
 
 lint:
 	$(CARGO) fmt --check
@@ -27,6 +27,17 @@ spec:
 ## CHAT_GATEWAY_SEED=N cargo test --test spec promises
 prove:
 	CHAT_GATEWAY_SEEDS=10000 $(CARGO) test --locked --test spec promises -- --nocapture
+
+## Half an hour of callers who come and go, of an upstream that fails, under a ceiling of memory; and
+## HTTP/2 by the book, if h2spec is there (it is in no registry that we use).
+SOAK_MINUTES ?= 30
+soak:
+	SOAK_MINUTES=$(SOAK_MINUTES) $(CARGO) test --locked --test spec wear_nothing_out -- --nocapture
+
+## A million keys in passing: nothing of them is left in memory.
+KEYS ?= 1000000
+keys:
+	CHAT_GATEWAY_KEYS=$(KEYS) $(CARGO) test --locked --test spec keys_in_passing -- --nocapture
 
 ## Each fuzz target for so many seconds, from the corpus in fuzz/corpus; what it finds on the way
 ## is kept in target/fuzz. An input that fails is written to fuzz/artifacts: mend, then put it into

@@ -6,6 +6,7 @@ mod recorder;
 mod wire;
 
 mod checking;
+mod frames;
 mod hostile;
 mod limits;
 mod logging;
@@ -16,6 +17,7 @@ mod refusing;
 mod remembering;
 mod secrets;
 mod simulating;
+mod soak;
 mod starting;
 mod stopping;
 mod tls;

@@ -10,6 +10,7 @@
 //! - [`zoo`]: every way in which the upstream could count, and other spenders
 //! - [`http2`]: an upstream that is played frame by frame
 //! - [`binary`]: the real binary over loopback sockets
+//! - [`mutated`]: bodies that are nearly right
 //! - [`fuzz`]: the fuzzers' targets, replayed over their corpus
 //! - [`readme`]: what README.md says of the program
 //! - [`rules`]: commands of the settings with quotas of their own
@@ -22,6 +23,7 @@ mod fair;
 mod fuzz;
 mod harness;
 mod http2;
+mod mutated;
 mod per;
 mod promises;
 mod readme;

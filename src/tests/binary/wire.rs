@@ -182,6 +182,18 @@ impl Connection {
             .expect("the answer is whole")
     }
 
+    /// What comes until the other side closes.
+    pub(crate) async fn rest(&mut self) -> Vec<u8> {
+        while self.fill().await.is_ok() {}
+        std::mem::take(&mut self.unread)
+    }
+
+    /// What comes next, at least a byte.
+    pub(crate) async fn some(&mut self) -> Vec<u8> {
+        self.fill().await.expect("the other side is there");
+        std::mem::take(&mut self.unread)
+    }
+
     /// Whether the other side closes without another byte.
     pub(crate) async fn is_closed(&mut self) -> bool {
         self.unread.is_empty() && self.fill().await.is_err()
