@@ -28,8 +28,7 @@ spec:
 prove:
 	CHAT_GATEWAY_SEEDS=10000 $(CARGO) test --locked --test spec promises -- --nocapture
 
-## Half an hour of callers who come and go, of an upstream that fails, under a ceiling of memory; and
-## HTTP/2 by the book, if h2spec is there (it is in no registry that we use).
+## Half an hour of callers who come and go and an upstream that fails, under a ceiling of memory.
 SOAK_MINUTES ?= 30
 soak:
 	SOAK_MINUTES=$(SOAK_MINUTES) $(CARGO) test --locked --test spec wear_nothing_out -- --nocapture
