@@ -108,7 +108,10 @@ impl Admin {
             "/metrics" => {
                 let lanes = &self.lanes;
                 let rtt_floor = lanes.upstream.floor.lock().get(clock::now());
-                let metrics = self.metrics.render(&lanes.room, &lanes.quota, rtt_floor);
+                let open = lanes.upstream.breaker.name() != "closed";
+                let metrics = self
+                    .metrics
+                    .render(&lanes.room, &lanes.quota, rtt_floor, open);
                 with_type("text/plain; version=0.0.4; charset=utf-8", metrics)
             }
             "/status.json" => with_type("application/json", status::render(self)),

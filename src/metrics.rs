@@ -98,6 +98,12 @@ metrics! {
     connections: IntGauge("chat_gateway_connections"),
     /// Times that a bound of the gateway was reached, by the setting that sets it.
     limit_reached: IntCounterVec("chat_gateway_limit_reached_total", ["limit"]),
+    /// Calls that may wait in all, `queue.max_calls`.
+    queue_max_calls: IntGauge("chat_gateway_queue_max_calls"),
+    /// Bytes that may wait in all, `queue.max_bytes`.
+    queue_max_bytes: IntGauge("chat_gateway_queue_max_bytes"),
+    /// The share of its limit that the fullest window has in use: 1 is a key that waits for its quota.
+    quota_used: GaugeVec("chat_gateway_quota_used_ratio", ["quota"]),
     /// Quota keys whose windows are remembered.
     keys: IntGaugeVec("chat_gateway_keys", ["quota"]),
     /// What every round trip to the upstream takes at least, as far as it is trusted.
@@ -108,6 +114,8 @@ metrics! {
     files_read: IntCounterVec("chat_gateway_files_reloads_total", ["files", "outcome"]),
     /// Calls of those who may not make them, because of their token or their rate.
     caller_refusals: IntCounterVec("chat_gateway_caller_refusals_total", ["reason"]),
+    /// 1 while the upstream cannot be reached and is only probed, 0 otherwise.
+    breaker_open: IntGauge("chat_gateway_breaker_open"),
     /// Always 1; the version is in the label.
     build_info: GaugeVec("chat_gateway_build_info", ["version"]),
     /// When the process started, in seconds since 1970.
@@ -295,14 +303,26 @@ impl Metrics {
     }
 
     /// The text that Prometheus scrapes.
-    pub fn render(&self, room: &Room, quota: &Quota, rtt_floor: Duration) -> String {
+    pub fn render(
+        &self,
+        room: &Room,
+        quota: &Quota,
+        rtt_floor: Duration,
+        breaker_open: bool,
+    ) -> String {
         self.rtt_floor.set(rtt_floor.as_secs_f64());
+        self.breaker_open.set(i64::from(breaker_open));
+        let (max_calls, max_bytes) = room.bounds();
+        self.queue_max_calls.set(gauge(max_calls));
+        self.queue_max_bytes.set(gauge(max_bytes));
         for class in quota.classes() {
             let name = &[quota_name(class)];
             self.profile(class, quota.class(class).profile());
             let (calls, bytes) = room.waiting(class);
             self.queue_calls.with_label_values(name).set(gauge(calls));
             self.queue_bytes.with_label_values(name).set(gauge(bytes));
+            let used = quota.fullest(class);
+            self.quota_used.with_label_values(name).set(used);
             let keys = class.map_or_else(|| quota.commands(), |class| quota.keys(class));
             self.keys.with_label_values(name).set(gauge(keys));
         }

@@ -145,6 +145,11 @@ impl Room {
         )
     }
 
+    /// Calls and bytes that may wait, in all.
+    pub fn bounds(&self) -> (usize, usize) {
+        (self.max_calls, self.max_bytes)
+    }
+
     fn of(&self, class: Option<QuotaClass>) -> &Count {
         match class {
             Some(QuotaClass::GroupAttributes) => &self.group_attributes,

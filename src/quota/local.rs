@@ -261,6 +261,22 @@ impl Quota {
             .sum()
     }
 
+    /// The share of its limit that the fullest window of a class has in use, or of the API-wide
+    /// quota, for the gauge `chat_gateway_quota_used_ratio`.
+    pub fn fullest(&self, class: Option<QuotaClass>) -> f64 {
+        let now = clock::now();
+        let Some(class) = class else {
+            let commands = self.commands.lock();
+            let apps = commands.by_path.values().flat_map(HashMap::values);
+            return apps.map(|own| own.slots.used(now)).fold(0.0, f64::max);
+        };
+        let shards = self.keys.each().map(|shard| {
+            let own = shard.iter().filter(|(key, _)| key.class == class);
+            own.map(|(_, slots)| slots.used(now)).fold(0.0, f64::max)
+        });
+        shards.fold(0.0, f64::max)
+    }
+
     /// Windows of commands that are remembered.
     pub fn commands(&self) -> usize {
         self.commands

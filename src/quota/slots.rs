@@ -150,6 +150,11 @@ impl Slots {
         }
     }
 
+    /// The share of the limit that is in use at `now`; above 1 where a limit was lowered.
+    pub fn used(&self, now: Instant) -> f64 {
+        f64::from(self.state.lock().window.busy(now)) / f64::from(self.pace.limit)
+    }
+
     /// When a call of so many pairs can be sent behind `ahead`.
     pub(super) fn forecast(
         &self,

@@ -28,7 +28,7 @@ fn refusals(world: &World, reason: &str) -> u64 {
     let text = world
         .core
         .metrics
-        .render(&lanes.room, &lanes.quota, Duration::ZERO);
+        .render(&lanes.room, &lanes.quota, Duration::ZERO, false);
     let name = format!("chat_gateway_caller_refusals_total{{reason=\"{reason}\"}} ");
     let line = text.lines().find_map(|line| line.strip_prefix(&name));
     line.expect("the series is there").parse().expect("a count")

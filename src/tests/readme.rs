@@ -89,6 +89,7 @@ fn exported() -> BTreeMap<String, Shape> {
         &Room::new(1, 1),
         &Quota::new(&Config::default()),
         Duration::ZERO,
+        false,
     );
     let mut found: BTreeMap<String, Shape> = BTreeMap::new();
     let mut help = String::new();

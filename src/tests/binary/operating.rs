@@ -10,8 +10,9 @@ use super::{
     wire::{Connection, EXTEND, SET, call, exchange, one_attribute, request},
 };
 
-/// The metrics of part 6.5 that this version has, and two that say since when and on what.
-const METRICS: [(&str, &str); 16] = [
+/// The metrics of part 6.5 that this version has, those that alerts compare them with, and two that
+/// say since when and on what.
+const METRICS: [(&str, &str); 20] = [
     ("chat_gateway_requests_total", "counter"),
     ("chat_gateway_request_seconds", "histogram"),
     ("chat_gateway_wait_seconds", "histogram"),
@@ -24,6 +25,10 @@ const METRICS: [(&str, &str); 16] = [
     ("chat_gateway_quota_profile", "gauge"),
     ("chat_gateway_queue_calls", "gauge"),
     ("chat_gateway_queue_bytes", "gauge"),
+    ("chat_gateway_queue_max_calls", "gauge"),
+    ("chat_gateway_queue_max_bytes", "gauge"),
+    ("chat_gateway_quota_used_ratio", "gauge"),
+    ("chat_gateway_breaker_open", "gauge"),
     ("chat_gateway_keys", "gauge"),
     ("chat_gateway_build_info", "gauge"),
     ("chat_gateway_start_time_seconds", "gauge"),
@@ -144,6 +149,51 @@ async fn every_metric_should_be_there_with_its_type_and_help() {
     ] {
         assert!(text.lines().any(|line| line == sample), "{sample}\n{text}");
     }
+}
+
+#[tokio::test]
+async fn the_metrics_should_tell_how_near_each_bound_is() {
+    let upstream = Recorder::of_the_api().await;
+    let settings = [
+        "quota.group_attributes.limit=4",
+        "quota.group_attributes.window=60s",
+        "queue.max_calls=123",
+        "queue.max_bytes=\"4KiB\"",
+    ];
+    let gateway = Gateway::start(&upstream.url(), &settings).await;
+    for group in ["a", "a", "a", "b"] {
+        let answer = gateway.call(&call(SET, "", &one_attribute(group))).await;
+        assert_eq!(answer.text(), OK);
+    }
+    let text = gateway.look("/metrics").await.text();
+    for sample in [
+        "chat_gateway_queue_max_calls 123",
+        "chat_gateway_queue_max_bytes 4096",
+        "chat_gateway_quota_used_ratio{quota=\"group_attributes\"} 0.75",
+        "chat_gateway_quota_used_ratio{quota=\"message_extension\"} 0",
+        "chat_gateway_breaker_open 0",
+    ] {
+        assert!(text.lines().any(|line| line == sample), "{sample}\n{text}");
+    }
+    assert!(
+        !text.contains("used_ratio{quota=\"api\"} 0\n"),
+        "the window of the command is in use\n{text}"
+    );
+}
+
+#[tokio::test]
+async fn the_metrics_should_tell_that_the_upstream_cannot_be_reached() {
+    // Nobody listens there any more.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", gone.local_addr().unwrap());
+    drop(gone);
+    let settings = ["retry.first_backoff=1ms", "queue.deadline=2s"];
+    let gateway = Gateway::start(&url, &settings).await;
+    let open = |text: &str| text.contains("\nchat_gateway_breaker_open 1\n");
+    assert!(!open(&gateway.look("/metrics").await.text()));
+    let answer = gateway.call(&call(SET, "", &one_attribute("g"))).await;
+    assert_eq!(answer.one("x-chat-gateway-reason"), "upstream-unreachable");
+    assert!(open(&gateway.look("/metrics").await.text()));
 }
 
 #[tokio::test]
