@@ -1,7 +1,7 @@
 //! The command line: arguments and logging, then one of the commands.
 
 use std::{
-    io::{IsTerminal as _, stderr},
+    io::{IsTerminal as _, Write as _, stderr, stdout},
     path::PathBuf,
     process::ExitCode,
 };
@@ -12,27 +12,77 @@ use chat_gateway::{
     keys::Keys,
     serve, simulate,
 };
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 use tracing_subscriber::EnvFilter;
 
 /// Holds calls to the Tencent Cloud Chat server REST API within its quotas: waits, merges, repeats.
 #[derive(Parser)]
-#[command(version, about, arg_required_else_help = true)]
+#[command(version, about, arg_required_else_help = true, after_help = BEGIN)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
 
+const BEGIN: &str = "\
+Begin with:
+  chat-gateway demo --for 10s                          what it does, on this machine alone
+  chat-gateway simulate --listen 127.0.0.1:9999        a stand-in for the API, and then
+  chat-gateway serve --config config/local-simulator.toml
+  curl -s http://127.0.0.1:9090/metrics                what an operator sees
+
+Callers change their base URL to listen.traffic (http://127.0.0.1:8080) and nothing else.";
+
+const SERVE: &str = "\
+Examples:
+  chat-gateway serve --config gateway.toml
+  chat-gateway serve --config gateway.toml --set queue.deadline=5s --set log.level=debug
+  CHAT_GATEWAY__QUEUE__DEADLINE=5s chat-gateway serve --config gateway.toml
+
+The command line overrides the environment, which overrides the file. SIGTERM or SIGINT lets what
+was read be served for shutdown.grace and ends with exit code 0; a second one ends at once.";
+
+const CHECK: &str = "\
+Examples:
+  chat-gateway check --config gateway.toml              what is in force, defaults included
+  chat-gateway check --config gateway.toml >/dev/null   only whether it is right, for a pipeline
+
+A mistake is shown with its place:
+  gateway.toml:2:12: queue.deadline is \"30\", which has no unit; write a duration such as \"30s\"";
+
+const SIMULATE: &str = "\
+Examples:
+  chat-gateway simulate --listen 127.0.0.1:9999 --latency 20ms --jitter 30ms
+  chat-gateway simulate --listen 127.0.0.1:9999 --window log-refusals --fail 10002=0.05 --seed 7
+  chat-gateway simulate --listen 127.0.0.1:9999 --fail hang=0.01 --fail reset-after=0.01
+
+It prints the address, and when it ends what it counted.";
+
+const COMPLETIONS: &str = "\
+Examples:
+  chat-gateway completions bash > /etc/bash_completion.d/chat-gateway
+  chat-gateway completions zsh  > \"${fpath[1]}/_chat-gateway\"
+  chat-gateway completions fish > ~/.config/fish/completions/chat-gateway.fish";
+
 #[derive(Subcommand)]
 enum Command {
     /// Shows what the gateway does, on this machine alone: simulator, gateway and sample callers
     Demo(demo::Arguments),
+    #[command(after_help = SERVE)]
     /// Serves callers until SIGTERM or SIGINT
     Serve(Settings),
+    #[command(after_help = CHECK)]
     /// Prints the effective settings, or every mistake in them (exit code 2)
     Check(Settings),
+    #[command(after_help = SIMULATE)]
     /// Stands in for the Chat API: counts quotas by itself and misbehaves as told
     Simulate(Box<simulate::Arguments>),
+    #[command(after_help = COMPLETIONS)]
+    /// Prints what makes a shell complete this command line
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
 }
 
 #[derive(clap::Args)]
@@ -85,6 +135,12 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => run(demo::run(arguments)),
         Command::Simulate(arguments) => {
             run(async { simulate::run(*arguments).await.map(|()| ExitCode::SUCCESS) })
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            let mut command = Arguments::command();
+            clap_complete::generate(shell, &mut command, "chat-gateway", &mut script);
+            stdout().write_all(&script).map(|()| ExitCode::SUCCESS)
         }
     };
     outcome.unwrap_or_else(|error| {

@@ -7,6 +7,7 @@ mod wire;
 
 mod checking;
 mod frames;
+mod helping;
 mod hostile;
 mod limits;
 mod logging;
