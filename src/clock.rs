@@ -3,7 +3,7 @@
 //! Everything that decides gets `now` as an argument; everything that waits asks this module. It
 //! reads tokio's clock, so a test that pauses time moves the whole gateway.
 
-use std::time::Duration;
+use std::{cell::Cell, time::Duration};
 
 pub use tokio::time::Instant;
 
@@ -13,16 +13,26 @@ pub use tokio::time::Instant;
     reason = "this is the file that the lint points to"
 )]
 pub fn now() -> Instant {
+    #[cfg(all(test, feature = "shuttle"))]
+    if let Some(now) = crate::sync::model::now() {
+        return now;
+    }
     Instant::now()
 }
 
 /// Waits until `at`; returns at once when it has passed.
 pub async fn sleep_until(at: Instant) {
+    #[cfg(all(test, feature = "shuttle"))]
+    return crate::sync::model::sleep_until(at).await;
+    #[cfg(not(all(test, feature = "shuttle")))]
     tokio::time::sleep_until(at).await;
 }
 
 /// Waits for `duration`.
 pub async fn sleep(duration: Duration) {
+    #[cfg(all(test, feature = "shuttle"))]
+    return sleep_until(now() + duration).await;
+    #[cfg(not(all(test, feature = "shuttle")))]
     tokio::time::sleep(duration).await;
 }
 
@@ -36,11 +46,22 @@ pub async fn sleep(duration: Duration) {
 pub fn unix_now() -> Duration {
     let wall = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
+        .unwrap_or_default()
+        .saturating_sub(SET_BACK.get());
     // Both are the same clock, unless a test has paused the one.
     let (here, real) = (Instant::now().into_std(), std::time::Instant::now());
     match here.checked_duration_since(real) {
         Some(ahead) => wall + ahead,
         None => wall.saturating_sub(real - here),
     }
+}
+
+thread_local! {
+    static SET_BACK: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// Sets the wall clock of this thread back by so much in all, for tests in which processes follow
+/// each other.
+pub fn set_wall_clock_back(by: Duration) {
+    SET_BACK.set(by);
 }

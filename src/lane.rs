@@ -17,8 +17,7 @@ mod worker;
 
 use std::{sync::Arc, time::Duration};
 
-use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 use crate::{
     admission,
@@ -35,6 +34,7 @@ use crate::{
         slots::{CommandSlots, Slots, View as WindowView},
     },
     sharded::{Sharded, give_back_memory},
+    sync::{self, Mutex, MutexGuard, Notify},
     upstream::{
         Upstream,
         trip::{Answer, Facts, Trip},
@@ -212,7 +212,7 @@ impl Lanes {
         drop(state);
         if is_new {
             shard.insert(lane.key.clone(), lane.clone());
-            tokio::spawn(worker::run(self.clone(), lane.clone()));
+            sync::spawn(worker::run(self.clone(), lane.clone()));
         }
         drop(shard);
         Ok((

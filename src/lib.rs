@@ -42,6 +42,7 @@ pub mod refused;
 pub mod lane;
 pub mod quota;
 pub mod sharded;
+pub mod sync;
 pub mod upstream;
 
 pub mod admin;

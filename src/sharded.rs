@@ -5,7 +5,7 @@ use std::{
     hash::{BuildHasher, Hash, RandomState},
 };
 
-use parking_lot::{Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard};
 
 const SHARDS: usize = 64;
 

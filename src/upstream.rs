@@ -19,8 +19,7 @@ pub mod trip;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
-use tower::{ServiceBuilder, retry::RetryLayer, util::BoxCloneSyncService};
+use tower::{Service, ServiceBuilder, retry::RetryLayer, util::BoxCloneSyncService};
 
 use crate::{
     call::{Credentials, Head, Reply},
@@ -30,9 +29,9 @@ use crate::{
     metrics::Metrics,
     quota::{floor::RttFloor, permit::Permit, scopes::Scopes},
     refused::RefusedCredentials,
+    sync::Mutex,
 };
 use breaker::Breaker;
-use client::Attempt;
 use meter::Meter;
 use trip::Trip;
 
@@ -118,7 +117,11 @@ pub struct Upstream {
 
 impl Upstream {
     /// The stack over `attempt`, top to bottom.
-    pub fn new(config: &Config, attempt: Attempt, metrics: &Arc<Metrics>) -> Upstream {
+    pub fn new<A>(config: &Config, attempt: A, metrics: &Arc<Metrics>) -> Upstream
+    where
+        A: Service<Outbound, Response = Reply, Error = Failure> + Clone + Send + Sync + 'static,
+        A::Future: Send,
+    {
         let breaker = Arc::new(Breaker::new(
             config.retry.first_backoff,
             config.retry.max_backoff,

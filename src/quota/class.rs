@@ -2,13 +2,11 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use parking_lot::Mutex;
-
 use super::{
     caution::{Consequence, Profile, Stepping},
     counting::Known,
 };
-use crate::{clock::Instant, config::Count};
+use crate::{clock::Instant, config::Count, sync::Mutex};
 
 /// One class: the attributes of groups, the extensions of messages, or the API-wide limit.
 #[derive(Debug)]

@@ -32,13 +32,14 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
-
 use self::{
     ledger::{Damage, Ledger, Paces, duration, micros},
     record::{Event, HEADER, LENGTH, Micros, Record, WindowId},
 };
-use crate::clock::{self, Instant};
+use crate::{
+    clock::{self, Instant},
+    sync::Mutex,
+};
 
 /// No file is compacted before it is so long.
 const COMPACT_FROM: u64 = 1 << 20;

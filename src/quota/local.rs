@@ -7,8 +7,6 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
-
 use super::{
     class::Class,
     counting::{Counting, Known, Tally},
@@ -23,6 +21,7 @@ use crate::{
     config::{Config, Per},
     rules::interned,
     sharded::{Sharded, give_back_memory},
+    sync::Mutex,
 };
 
 /// Every window of this process. Windows appear when they are first asked for and are swept when

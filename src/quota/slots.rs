@@ -9,9 +9,6 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::Notify;
-
 use super::{
     caution::{self, Consequence, Left, Profile},
     class::Class,
@@ -22,7 +19,10 @@ use super::{
     spacing::Spacing,
     window::{Next, Pace, Window},
 };
-use crate::clock::{self, Instant};
+use crate::{
+    clock::{self, Instant},
+    sync::{Mutex, MutexGuard, Notify},
+};
 
 /// One window, its rest and those who wait for it.
 #[derive(Debug)]
@@ -226,6 +226,7 @@ impl Slots {
                 Next::Now => return,
                 Next::At(at) => {
                     tokio::select! {
+                        biased;
                         () = clock::sleep_until(at) => {}
                         () = self.changed.notified() => {}
                     }

@@ -1,7 +1,14 @@
 //! One call every so often, for upstreams that forbid bursts: governor's GCRA with a burst of one,
-//! over the gateway's clock.
+//! at the moments that it is asked about.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use governor::{
     RateLimiter,
@@ -17,7 +24,9 @@ use crate::clock::{self, Instant};
 #[derive(Debug)]
 pub struct Spacing {
     gap: Duration,
-    limiter: RateLimiter<NotKeyed, InMemoryState, OverTokio, NoOpMiddleware<Nanos>>,
+    limiter: RateLimiter<NotKeyed, InMemoryState, Asked, NoOpMiddleware<Nanos>>,
+    asked: Asked,
+    first: Option<Instant>,
     /// governor has no look without a take; with a burst of one the next time is known.
     next: Option<Instant>,
 }
@@ -29,10 +38,12 @@ impl Spacing {
         let quota = governor::Quota::with_period(gap)
             .expect("the gap is not zero")
             .allow_burst(NonZeroU32::MIN);
-        let clock = OverTokio::from_now();
+        let asked = Asked::default();
         Spacing {
             gap,
-            limiter: RateLimiter::direct_with_clock(quota, clock),
+            limiter: RateLimiter::direct_with_clock(quota, asked.clone()),
+            asked,
+            first: None,
             next: after.map(|after| after + gap),
         }
     }
@@ -54,7 +65,12 @@ impl Spacing {
 
     /// A call that takes `slots` is sent at `now`.
     pub fn take(&mut self, now: Instant, slots: u32) -> bool {
-        if self.next(now).is_some() || self.limiter.check().is_err() {
+        if self.next(now).is_some() {
+            return false;
+        }
+        let first = *self.first.get_or_insert(now);
+        self.asked.about(now - first);
+        if self.limiter.check().is_err() {
             return false;
         }
         self.next = Some(now + self.gap * slots);
@@ -83,6 +99,26 @@ impl Clock for OverTokio {
     }
 }
 
+/// governor's clock. It stands at the moment of the question: a clock that runs on would be later
+/// than the time that [`Spacing`] counts from, and refuse the next call at its due time.
+#[derive(Clone, Debug, Default)]
+struct Asked(Arc<AtomicU64>);
+
+impl Asked {
+    fn about(&self, since_first: Duration) {
+        let nanos = u64::try_from(since_first.as_nanos()).unwrap_or(u64::MAX);
+        self.0.store(nanos, Ordering::Relaxed);
+    }
+}
+
+impl Clock for Asked {
+    type Instant = Nanos;
+
+    fn now(&self) -> Nanos {
+        self.0.load(Ordering::Relaxed).into()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,5 +143,18 @@ mod tests {
         let now = clock::now();
         let spacing = Spacing::new(Duration::from_secs(1), Some(now));
         assert_eq!(spacing.next(now), Some(now + Duration::from_secs(1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_should_be_due_one_gap_after_the_time_given_however_late_it_was_asked_about() {
+        let gap = Duration::from_millis(200);
+        let mut spacing = Spacing::new(gap, None);
+        let start = clock::now();
+        // The time was read, then others had the processor.
+        clock::sleep(Duration::from_millis(5)).await;
+        assert!(spacing.take(start, 1));
+        clock::sleep_until(start + gap).await;
+        assert_eq!(spacing.next(clock::now()), None);
+        assert!(spacing.take(clock::now(), 1), "what is due can be taken");
     }
 }

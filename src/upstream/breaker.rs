@@ -6,10 +6,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
-use tokio::sync::Notify;
-
-use crate::clock::{self, Instant};
+use crate::{
+    clock::{self, Instant},
+    sync::{Mutex, Notify},
+};
 
 /// Connections that must fail in a row before calls are held back.
 const FAILURES_TO_OPEN: u32 = 5;
@@ -81,6 +81,7 @@ impl Breaker {
                 Decision::WaitForProbe => changed.await,
                 Decision::WaitUntil(at) => {
                     tokio::select! {
+                        biased;
                         () = changed => {}
                         () = clock::sleep_until(at) => {}
                     }

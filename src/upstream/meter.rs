@@ -7,7 +7,6 @@ use std::{
     task::{Context, Poll},
 };
 
-use parking_lot::Mutex;
 use tower::Service;
 
 use super::{
@@ -22,6 +21,7 @@ use crate::{
     metrics::Metrics,
     quota::{floor::RttFloor, permit::Permit, scopes::Scopes},
     refused::RefusedCredentials,
+    sync::Mutex,
 };
 
 /// Gives each attempt the breaker's leave and a permit, sends it and settles both.

@@ -5,7 +5,6 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::Failure;
@@ -13,6 +12,7 @@ use crate::{
     call::{Call, Reply},
     clock::Instant,
     lane::room::Place,
+    sync::Mutex,
 };
 
 /// One call on its way, with those who wait for its answer.
