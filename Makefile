@@ -7,12 +7,12 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PYTHON := target/tools/venv/bin/python
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: test lint deny spec keys deploy prove soak fuzz mutants build clean tools
+.PHONY: test lint deny spec interleavings keys deploy prove soak fuzz mutants build clean tools
 .PHONY: deploy-test deploy-tools deploy-live image-test callers-test
 
 ## Everything that must hold before a commit: format, lints, licences, documentation, tests, and what
 ## a gateway is run and watched with, as far as Debian's own packages can check it.
-test: lint deny spec keys deploy
+test: lint deny spec interleavings keys deploy
 
 lint:
 	$(CARGO) fmt --check
@@ -27,6 +27,12 @@ deny: tools
 
 spec:
 	$(CARGO) test --locked
+
+## The lanes and windows under shuttle, which decides who runs next: 200 random interleavings of
+## each check, or CHAT_GATEWAY_SEEDS of them. One that fails is printed and run again by
+## SHUTTLE_RANDOM_SEED=N CHAT_GATEWAY_SEEDS=1 make interleavings
+interleavings:
+	$(CARGO) test --locked --lib --features shuttle sync::
 
 ## Rules with their tests, dashboard, compose file: seconds, and nothing but promtool and YAML.
 deploy: tools
@@ -54,10 +60,11 @@ callers-test: deploy-tools
 	$(CARGO) build --locked --quiet
 	$(PYTHON) deploy/check/callers.py
 
-## The promises for ten thousand seeds; one that fails is printed and replayed by
-## CHAT_GATEWAY_SEED=N cargo test --test spec promises
+## The promises for ten thousand seeds, within one process and across kills and restarts; one that
+## fails is printed and replayed by CHAT_GATEWAY_SEED=N cargo test --test spec promises
 prove:
-	CHAT_GATEWAY_SEEDS=10000 $(CARGO) test --locked --test spec promises -- --nocapture
+	CHAT_GATEWAY_SEEDS=10000 $(CARGO) test --locked --lib --features shuttle sync::
+	CHAT_GATEWAY_SEEDS=10000 $(CARGO) test --locked --test spec every_seed -- --nocapture
 
 ## Half an hour of callers who come and go and an upstream that fails, under a ceiling of memory.
 SOAK_MINUTES ?= 30
@@ -73,7 +80,7 @@ keys:
 ## is kept in target/fuzz. An input that fails is written to fuzz/artifacts: mend, then put it into
 ## the corpus, which every test run replays.
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS ?= body config query reply
+FUZZ_TARGETS ?= body config query reply state
 fuzz: tools
 	@command -v c++ >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq g++; }
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked --quiet cargo-fuzz
@@ -85,10 +92,11 @@ fuzz: tools
 	done
 
 ## Changes the deciding modules one place at a time; a change that no test notices fails. What is
-## changed, and what is left out and why: .cargo/mutants.toml.
+## changed, and what is left out and why: .cargo/mutants.toml. Some hours on two processors; one file
+## takes minutes: make mutants MUTANTS="--re 'src/quota/floor'"
 mutants: tools
 	@$(CARGO) mutants --version >/dev/null 2>&1 || $(CARGO) install --locked --quiet cargo-mutants
-	$(CARGO) mutants --output target
+	$(CARGO) mutants --output target $(MUTANTS)
 
 build:
 	$(CARGO) build --release --locked

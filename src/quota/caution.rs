@@ -236,6 +236,27 @@ mod tests {
     }
 
     #[test]
+    fn a_call_sent_at_the_moment_of_a_step_should_count_as_sent_after_it() {
+        let now = clock::now();
+        let mut stepping = Stepping::default();
+        assert_eq!(stepping.refused_at(), None);
+        stepping.refused(now - SECOND, now);
+        let before = now - Duration::from_nanos(1);
+        assert_eq!(stepping.refused(before, now + SECOND), Consequence::Late);
+        assert_eq!(stepping.refused_at(), Some(now + SECOND), "late or not");
+        assert_eq!(
+            stepping.refused(now, now + 2 * SECOND),
+            Consequence::StepDown(Profile::Cautious)
+        );
+    }
+
+    #[test]
+    fn profiles_should_have_the_names_of_the_settings() {
+        let names = Profile::ALL.map(Profile::name);
+        assert_eq!(names, ["exact", "spaced", "cautious"]);
+    }
+
+    #[test]
     fn a_class_should_step_up_after_ten_quiet_minutes() {
         let start = clock::now();
         let mut stepping = Stepping::default();

@@ -5,11 +5,13 @@
 //! - [`config`]: settings of all sources
 //! - [`query`]: the query string of a URL
 //! - [`reply`]: replies of the upstream to a batch
+//! - [`state`]: the state file
 
 mod body;
 mod config;
 mod query;
 mod reply;
+mod state;
 
 use std::{
     fs,
@@ -130,4 +132,9 @@ fn queries_should_say_who_asks_and_never_show_a_signature() {
 #[test]
 fn replies_should_be_divided_into_what_each_has_asked() {
     replay("reply", reply::check);
+}
+
+#[test]
+fn state_files_should_be_read_as_far_as_they_go_and_never_hold_a_slot_for_too_long() {
+    replay("state", state::check);
 }

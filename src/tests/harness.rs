@@ -48,6 +48,8 @@ pub(crate) struct World {
     pub(crate) caller: Caller,
     /// Whether connections to the upstream come about.
     pub(crate) reachable: Arc<AtomicBool>,
+    /// Whether the gateway runs: if not, its connections are closed.
+    alive: Arc<AtomicBool>,
 }
 
 /// What a caller heard.
@@ -74,21 +76,29 @@ impl World {
     }
 
     pub(crate) fn with(simulator: Settings, config: &Config) -> World {
-        let simulator = Simulator::new(simulator);
+        World::before(Simulator::new(simulator), config)
+    }
+
+    /// A gateway before a simulator that may know another one from earlier, as may `state.file`.
+    pub(crate) fn before(simulator: Simulator, config: &Config) -> World {
         let reachable = Arc::new(AtomicBool::new(true));
+        let alive = Arc::new(AtomicBool::new(true));
         let connector = Pipes {
             simulator: simulator.clone(),
             reachable: reachable.clone(),
+            alive: alive.clone(),
         };
         let keys = Keys::open(config).unwrap_or_else(|mistakes| panic!("{mistakes}"));
         let metrics = Arc::new(Metrics::new());
-        let core = Core::with(config, connector, metrics, Quota::new(config), keys);
+        let quota = Quota::with_state(config).expect("nobody else uses the state file");
+        let core = Core::with(config, connector, metrics, quota, keys);
         tokio::spawn(Core::sweep(core.lanes.quota.clone()));
         World {
             simulator,
             core: Arc::new(core),
             caller: Caller::Local,
             reachable,
+            alive,
         }
     }
 
@@ -101,9 +111,11 @@ impl World {
         };
         let config = load(&sources).unwrap_or_else(|mistakes| panic!("{mistakes}"));
         let reachable = Arc::new(AtomicBool::new(true));
+        let alive = Arc::new(AtomicBool::new(true));
         let connector = Pipes {
             simulator: simulator.clone(),
             reachable: reachable.clone(),
+            alive: alive.clone(),
         };
         let quota = Quota::with_state(&config).expect("nobody else uses the file");
         let core = Core::with(
@@ -118,7 +130,14 @@ impl World {
             core: Arc::new(core),
             caller: Caller::Local,
             reachable,
+            alive,
         }
+    }
+
+    /// Ends the gateway as SIGKILL does, as far as the upstream can see: what it has written arrives,
+    /// and nothing after that.
+    pub(crate) fn kill(&self) {
+        self.alive.store(false, Ordering::Relaxed);
     }
 
     /// The same world as another caller sees it, the one with this address.
@@ -283,6 +302,7 @@ pub(crate) fn pair(group: &str, message: u64, key: &str, value: &str) -> String 
 struct Pipes {
     simulator: Simulator,
     reachable: Arc<AtomicBool>,
+    alive: Arc<AtomicBool>,
 }
 
 impl tower::Service<Uri> for Pipes {
@@ -295,17 +315,26 @@ impl tower::Service<Uri> for Pipes {
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        if !self.reachable.load(Ordering::Relaxed) {
+        if !self.reachable.load(Ordering::Relaxed) || !self.alive.load(Ordering::Relaxed) {
             return std::future::ready(Err(io::ErrorKind::ConnectionRefused.into()));
         }
         let (near, far) = tokio::io::duplex(1 << 16);
         let simulator = self.simulator.clone();
         tokio::spawn(async move { simulator.serve_connection(far).await });
-        std::future::ready(Ok(TokioIo::new(Pipe(near))))
+        std::future::ready(Ok(TokioIo::new(Pipe(near, self.alive.clone()))))
     }
 }
 
-struct Pipe(DuplexStream);
+struct Pipe(DuplexStream, Arc<AtomicBool>);
+
+impl Pipe {
+    fn is_open(&self) -> io::Result<()> {
+        let alive = self.1.load(Ordering::Relaxed);
+        alive
+            .then_some(())
+            .ok_or(io::ErrorKind::ConnectionReset.into())
+    }
+}
 
 impl Connection for Pipe {
     fn connected(&self) -> Connected {
@@ -319,6 +348,7 @@ impl AsyncRead for Pipe {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.is_open()?;
         Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }
@@ -329,6 +359,7 @@ impl AsyncWrite for Pipe {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.is_open()?;
         Pin::new(&mut self.0).poll_write(cx, bytes)
     }
 

@@ -7,6 +7,7 @@
 //! - [`count`]: what the upstream counts of message extensions, found out
 //! - [`per`]: attributes counted by account
 //! - [`promises`]: the whole gateway with random callers, arrivals, failures and departures, from seeds
+//! - [`restarts`]: gateways that follow each other, killed in mid-burst and with other limits, from seeds
 //! - [`zoo`]: every way in which the upstream could count, and other spenders
 //! - [`http2`]: an upstream that is played frame by frame
 //! - [`binary`]: the real binary over loopback sockets
@@ -27,6 +28,7 @@ mod mutated;
 mod per;
 mod promises;
 mod readme;
+mod restarts;
 mod rules;
 mod signing;
 mod tidy;

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    panic::RefUnwindSafe,
     sync::Arc,
     time::Duration,
 };
@@ -429,7 +430,7 @@ fn check_answers(plans: &[Plan], heard: &[Option<Heard>]) {
 }
 
 /// The numbers of the calls whose values an arrival carries.
-fn members(body: &[u8]) -> BTreeSet<u32> {
+pub(crate) fn members(body: &[u8]) -> BTreeSet<u32> {
     let body: Value = serde_json::from_slice(body).expect("JSON");
     let list = body
         .get("GroupAttr")
@@ -578,6 +579,11 @@ async fn check_against_the_sequential_run(
 
 #[test]
 fn the_promises_should_hold_for_every_seed() {
+    for_every_seed(check_seed);
+}
+
+/// Runs `check` for each seed in a paused runtime, and names the one that fails.
+pub(crate) fn for_every_seed<F: Future<Output = ()>>(check: impl Fn(u64) -> F + RefUnwindSafe) {
     let number = |name: &str| {
         std::env::var(name)
             .ok()
@@ -595,7 +601,7 @@ fn the_promises_should_hold_for_every_seed() {
                 .start_paused(true)
                 .build()
                 .expect("a runtime");
-            runtime.block_on(check_seed(seed));
+            runtime.block_on(check(seed));
         });
         assert!(
             checked.is_ok(),

@@ -91,6 +91,7 @@ async fn sound_windows_should_never_refuse_whatever_their_phase_and_the_jitter()
                 worst_window(&times(&arrivals), SECOND) <= 5,
                 "{kind:?}, seed {seed}"
             );
+            println!("{kind:?}, seed {seed}: 0 of {} refused", arrivals.len());
             assert_eq!(
                 world
                     .core
@@ -149,6 +150,10 @@ async fn windows_that_forbid_bursts_should_be_met_within_three_refusals() {
             };
             let rate = rate(&arrivals, settled, settled + 4 * MINUTE);
             assert!(rate >= least, "{rate} a second by {window:?}, seed {seed}");
+            println!(
+                "{window:?} {counter:?}, seed {seed}: {refusals} of {} refused, then {rate:.2} a second",
+                arrivals.len()
+            );
         }
     }
 }
@@ -234,6 +239,7 @@ async fn the_floor_should_win_back_what_the_round_trip_costs() {
     let start = arrivals[0].at;
     let share = rate(&arrivals, start + 10 * MINUTE, start + 20 * MINUTE) / 5.0;
     assert!(share >= 0.96, "{share} of 5 a second");
+    println!("after ten minutes: {share:.4} of 5 a second");
 
     let of_message = times(&world.arrivals_of(|key| matches!(key, QuotaKey::GroupMessage { .. })));
     for window in of_message.windows(201) {
@@ -248,6 +254,24 @@ async fn the_floor_should_win_back_what_the_round_trip_costs() {
         .filter(|&&at| at - of_message[0] < 10 * MINUTE)
         .count();
     assert!(used >= 1_990, "{used} of 2,000");
+    println!("200 a minute: {used} of 2,000 in ten minutes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_saturated_key_should_get_nearly_all_of_its_limit_once_the_line_is_known() {
+    for (latency, jitter, least) in [(5, 0, 0.99), (50, 0, 0.95), (40, 20, 0.95)] {
+        let world = World::new(World::upstream(latency, jitter, 1), &[]);
+        saturate(&world, 10, 6 * MINUTE).await;
+        let arrivals = group_arrivals(&world);
+        let start = arrivals[0].at;
+        let share = rate(&arrivals, start + 5 * MINUTE, start + 6 * MINUTE) / 5.0;
+        assert!(
+            share >= least,
+            "{share} at {latency} ms and up to {jitter} more"
+        );
+        println!("at {latency} ms and up to {jitter} more: {share:.4} of 5 a second");
+        assert_eq!(refusals_after(&arrivals, start), 0);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -279,11 +303,16 @@ async fn another_spender_should_be_left_his_share_and_take_it_back_when_he_stops
         );
         let share = rate(&arrivals, settled, stopped) / 3.0;
         assert!(share > 0.9, "seed {seed}: {share} of what he leaves");
+        println!(
+            "beside another spender, seed {seed}: {refused} of {} refused, {share:.3} of what he leaves",
+            with_him.len()
+        );
         let share = rate(&arrivals, stopped + MINUTE, stopped + 110 * SECOND) / 5.0;
         assert!(
             share > 0.95,
             "seed {seed}: {share} a minute after he stopped"
         );
+        println!("a minute after he stopped, seed {seed}: {share:.3} of 5 a second");
     }
 }
 
