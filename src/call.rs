@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, ops::Range, sync::Arc};
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, uri::PathAndQuery};
 
-use crate::{catalogue::Command, clock::Instant, error};
+use crate::{catalogue::Command, clock::Instant, error, trace::Span};
 
 /// A request that was read whole and is sent on as it came.
 #[derive(Clone)]
@@ -52,6 +52,8 @@ pub struct Call {
     pub received: Instant,
     /// When the caller wants to have heard.
     pub deadline: Instant,
+    /// Where it is recorded.
+    pub span: Span,
 }
 
 /// Whose call it is, where callers take turns. Callers that the gateway cannot tell apart are one.

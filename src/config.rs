@@ -41,13 +41,14 @@ mod upstream_url;
 
 pub use caller::caller_name;
 pub use file::read;
+pub use level::parse as log_filter;
 pub use mistake::{Mistake, Mistakes, Origin};
 pub use settings::{
     Access, AccessCaller, ApiQuota, AttributesQuota, Config, Count, Credentials, ExtensionQuota,
-    Listen, Log, LogFormat, Merge, Order, Per, Profile, Queue, Quota, Quotas, Retry, Rule,
-    Shutdown, State, StatusCodes, Tls, Upstream,
+    Listen, Log, LogFormat, LogIds, Merge, Order, Per, Profile, Queue, Quota, Quotas, Retry, Rule,
+    Shutdown, State, StatusCodes, Tls, Trace, Upstream,
 };
-pub use upstream_url::{Scheme, UpstreamUrl};
+pub use upstream_url::{CollectorUrl, Scheme, UpstreamUrl};
 
 use reader::Reader;
 

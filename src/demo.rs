@@ -57,6 +57,7 @@ pub struct Arguments {
 ///
 /// When no port is free or the output cannot be written.
 pub async fn run(arguments: Arguments) -> io::Result<ExitCode> {
+    crate::log::keep_events();
     let mut signals = Signals::listen()?;
     let screen = if io::stdout().is_terminal() {
         Screen::Terminal

@@ -13,21 +13,23 @@ use tower::ServiceExt as _;
 
 use crate::{
     admission,
-    call::{Call, Caller, Head, Reply, SignedBy, Travels},
+    call::{Call, Caller, Head, Reply, SignedBy, Target, Travels},
     catalogue::{self, Command, OTHER},
     clock::{self, Instant},
-    config::{Config, StatusCodes},
+    config::{Config, LogIds, StatusCodes},
     error::{self, Reason, Refusal},
     keys::Keys,
     lane::{
         Lanes, NoAnswer,
         room::{Place, Room},
     },
+    log::ids,
     metrics::{Metrics, Outcome},
     quota::scopes::{Ahead, Scopes},
     reads::Reads,
     rules::{Rule, Rules},
     shutdown::{Lifecycle, Phase},
+    trace::{End, Span, Traces},
     upstream::{
         Failure, Outbound,
         client::drop_hop_by_hop,
@@ -47,6 +49,8 @@ pub struct Gateway {
     status_codes: StatusCodes,
     deadline: Duration,
     merge: bool,
+    ids: LogIds,
+    traces: Option<Traces>,
 }
 
 /// The body of a request, or why there is none.
@@ -61,6 +65,7 @@ impl Gateway {
         lanes: Arc<Lanes>,
         metrics: Arc<Metrics>,
         lifecycle: Lifecycle,
+        traces: Option<Traces>,
     ) -> Gateway {
         Gateway {
             lanes,
@@ -72,6 +77,8 @@ impl Gateway {
             status_codes: config.listen.status_codes,
             deadline: config.queue.deadline,
             merge: config.merge.enabled,
+            ids: config.log.ids,
+            traces,
         }
     }
 
@@ -94,26 +101,45 @@ impl Gateway {
         let received = clock::now();
         let found = self.find(request.uri().path());
         let label = found.label();
+        let span = match &self.traces {
+            Some(traces) => traces.request(label, request.headers(), received),
+            None => Span::default(),
+        };
         let mut ending = Ending {
             gateway: self,
             label,
             received,
-            outcome: None,
+            span,
+            target: None,
+            end: None,
+        };
+        let serve = async {
+            // Whoever may not call is not read either.
+            let caller = self.enter(caller, found.command(), &request)?;
+            let body = body.await?;
+            self.serve(caller, found, request, body, &mut ending).await
         };
         let served = tokio::select! {
             biased;
-            served = async {
-                // Whoever may not call is not read either.
-                let caller = self.enter(caller, found.command(), &request)?;
-                self.serve(caller, found, request, body.await?, received).await
-            } => served,
+            served = serve => served,
             () = self.lifecycle.reached(Phase::Expired) => Err(draining().into()),
         };
-        let (outcome, facts, mut response) = self.render(!matches!(found, Found::Nothing), served);
+        let Rendered {
+            outcome,
+            reason,
+            facts,
+            mut response,
+        } = self.render(!matches!(found, Found::Nothing), served);
         let took = clock::now() - received;
         let upstream = facts.map_or(Duration::ZERO, |facts| facts.upstream);
         let waited = took.saturating_sub(upstream);
-        ending.outcome = Some((outcome, waited));
+        ending.end = Some(Ended {
+            outcome,
+            reason,
+            waited,
+            facts,
+            status: response.status().as_u16(),
+        });
         let headers = response.headers_mut();
         let timing = server_timing(waited, upstream);
         headers.append("server-timing", timing);
@@ -149,8 +175,9 @@ impl Gateway {
         found: Found,
         request: Request<()>,
         body: Bytes,
-        received: Instant,
+        ending: &mut Ending<'_>,
     ) -> Result<Answer, NoAnswer> {
+        let received = ending.received;
         let (parts, ()) = request.into_parts();
         let wishes = Wishes::of(&parts.headers, self.deadline)?;
         let deadline = received + wishes.deadline;
@@ -203,15 +230,20 @@ impl Gateway {
             signed_by,
             random: rand::random(),
         };
+        let span = ending.span.clone();
         let command = match found {
             Found::Command(command) => command,
             Found::Rule(rule) => {
-                let call = rule.call(head, body, terms);
+                let mut call = rule.call(head, body, terms);
+                call.span = span;
+                ending.target = Some(call.target.clone());
                 return self.lanes.submit(rule.class, call).await;
             }
-            Found::Nothing => return self.pass_through(head, body, deadline).await,
+            Found::Nothing => return self.pass_through(head, body, deadline, span).await,
         };
-        let call = validate::validate(command, head, body, terms)?;
+        let mut call = validate::validate(command, head, body, terms)?;
+        call.span = span;
+        ending.target = Some(call.target.clone());
         self.lanes
             .upstream
             .refused
@@ -241,6 +273,7 @@ impl Gateway {
         head: Head,
         body: Bytes,
         deadline: Instant,
+        span: Span,
     ) -> Result<Answer, NoAnswer> {
         let app = head.target.query().and_then(validate::app);
         let scopes = Scopes {
@@ -249,7 +282,7 @@ impl Gateway {
         };
         self.admit(&scopes, deadline)?;
         let place = self.place(body.len())?;
-        let trip = Arc::new(Trip::for_one(deadline, place));
+        let trip = Arc::new(Trip::for_one(deadline, place, span));
         let running = self.send(None, Arc::new(head), body, scopes, trip.clone());
         self.wait(Box::pin(running), &trip, deadline).await
     }
@@ -262,7 +295,7 @@ impl Gateway {
         self.admit(&scopes, call.deadline)?;
         let start = |deadline| {
             let place = self.place(call.body.len())?;
-            let trip = Arc::new(Trip::for_one(deadline, place));
+            let trip = Arc::new(Trip::for_one(deadline, place, call.span.clone()));
             let (head, body) = (call.head.clone(), call.body.clone());
             let running = self.send(Some(&call), head, body, scopes.clone(), trip.clone());
             Ok((trip, running))
@@ -299,11 +332,21 @@ impl Gateway {
             trip: trip.clone(),
         };
         async move {
+            let label = outbound.label();
             let result = stack.oneshot(outbound).await;
-            Answer {
-                result,
-                facts: trip.facts(),
+            let facts = trip.facts();
+            if let Err(failure) = &result
+                && facts.attempts > 0
+            {
+                tracing::warn!(
+                    command = label,
+                    calls = facts.batch,
+                    attempts = facts.attempts,
+                    %failure,
+                    "a call got no answer from the upstream"
+                );
             }
+            Answer { result, facts }
         }
     }
 
@@ -373,17 +416,18 @@ impl Gateway {
         place.map_err(|full| admission::no_room(error::API_LIMIT.into(), full))
     }
 
-    fn render(
-        &self,
-        known: bool,
-        served: Result<Answer, NoAnswer>,
-    ) -> (Outcome, Option<Facts>, Response<Bytes>) {
+    fn render(&self, known: bool, served: Result<Answer, NoAnswer>) -> Rendered {
         let (refusal, facts) = match served {
             Ok(Answer {
                 result: Ok(reply),
                 facts,
             }) => {
-                return (outcome_of(known, &reply), Some(facts), from_upstream(reply));
+                return Rendered {
+                    outcome: outcome_of(known, &reply),
+                    reason: None,
+                    facts: Some(facts),
+                    response: from_upstream(reply),
+                };
             }
             Ok(Answer {
                 result: Err(failure),
@@ -401,12 +445,18 @@ impl Gateway {
             }
             Reason::UpstreamUnreachable | Reason::UpstreamTimeout => Outcome::Failed,
         };
+        let reason = Some(refusal.reason.name());
         let mut response = refusal.response(self.status_codes);
         let origin = HeaderValue::from_static("gateway");
         response
             .headers_mut()
             .insert("x-chat-gateway-origin", origin);
-        (outcome, facts, response)
+        Rendered {
+            outcome,
+            reason,
+            facts,
+            response,
+        }
     }
 }
 
@@ -438,6 +488,14 @@ impl Found {
     fn label(self) -> &'static str {
         self.command().map_or(OTHER, |command| command.name)
     }
+}
+
+/// An answer, and what there is to say about it.
+struct Rendered {
+    outcome: Outcome,
+    reason: Option<&'static str>,
+    facts: Option<Facts>,
+    response: Response<Bytes>,
 }
 
 /// What a caller may ask for by headers of the gateway.
@@ -496,29 +554,72 @@ impl<F: Future<Output = Answer> + Send + Unpin + 'static> Drop for Departed<F> {
     }
 }
 
-/// Counts a call when it ends, also one whose caller has left.
+/// Counts, logs and traces a call when it ends, also one whose caller has left.
 struct Ending<'a> {
     gateway: &'a Gateway,
     label: &'static str,
     received: Instant,
-    outcome: Option<(Outcome, Duration)>,
+    span: Span,
+    /// Known once the call is.
+    target: Option<Target>,
+    end: Option<Ended>,
+}
+
+/// How a call was answered.
+struct Ended {
+    outcome: Outcome,
+    reason: Option<&'static str>,
+    waited: Duration,
+    facts: Option<Facts>,
+    status: u16,
 }
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
-        let took = clock::now() - self.received;
-        let (outcome, waited) = self.outcome.unwrap_or((Outcome::Cancelled, took));
-        self.gateway
-            .metrics
-            .request(self.label, outcome, took, waited);
+        let now = clock::now();
+        let took = now - self.received;
+        let (outcome, waited) = match &self.end {
+            Some(end) => (end.outcome, end.waited),
+            None => (Outcome::Cancelled, took),
+        };
+        let (metrics, ids) = (&self.gateway.metrics, self.gateway.ids);
+        metrics.request(self.label, outcome, took, waited);
+        let is_logged = tracing::enabled!(tracing::Level::DEBUG);
+        if !is_logged && !self.span.is_recorded() {
+            return;
+        }
+        let key = self.target.as_ref().map(|target| ids::shown(ids, target));
+        let end = self.end.as_ref();
+        let facts = end.and_then(|end| end.facts);
+        let reason = end.and_then(|end| end.reason);
+        let status = end.map(|end| end.status);
         tracing::debug!(
             command = self.label,
-            ?outcome,
-            took_ms = took.as_secs_f64() * 1e3,
-            wait_ms = waited.as_secs_f64() * 1e3,
+            key,
+            outcome = outcome.name(),
+            reason,
+            status,
+            batch = facts.map(|facts| facts.batch),
+            attempts = facts.map(|facts| facts.attempts),
+            wait_ms = millis(waited),
+            took_ms = millis(took),
             "call"
         );
+        let end = End {
+            outcome: outcome.name(),
+            failed: outcome == Outcome::Failed,
+            status,
+            facts,
+            reason,
+            key: key.as_deref(),
+        };
+        self.span.end(&end, now);
     }
+}
+
+/// Milliseconds with three decimals, for lines that people read.
+fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
 fn from_upstream(reply: Reply) -> Response<Bytes> {

@@ -24,7 +24,7 @@ use crate::{
     call::{Call, Caller, LaneKey, QuotaClass},
     catalogue::Command,
     clock::{self, Instant},
-    config::{Config, Order},
+    config::{Config, LogIds, Order},
     error::Refusal,
     metrics::Metrics,
     quota::{
@@ -32,6 +32,7 @@ use crate::{
         local::Quota,
         scopes::{Forecast, Scopes},
         slots::{CommandSlots, Slots, View as WindowView},
+        window::Pace,
     },
     sharded::{Sharded, give_back_memory},
     sync::{self, Mutex, MutexGuard, Notify},
@@ -55,6 +56,8 @@ pub struct Lanes {
     metrics: Arc<Metrics>,
     max_calls_per_key: usize,
     order: Order,
+    /// How log lines name a key.
+    pub ids: LogIds,
 }
 
 /// The calls of one key.
@@ -120,6 +123,7 @@ impl Lanes {
             metrics,
             max_calls_per_key: config.queue.max_calls_per_key,
             order: config.queue.order,
+            ids: config.log.ids,
         })
     }
 
@@ -159,6 +163,27 @@ impl Lanes {
     /// The lane of a key, if somebody waits in it or is under way.
     pub fn find(&self, key: &LaneKey) -> Option<Arc<Lane>> {
         self.by_key.lock(key).get(key).cloned()
+    }
+
+    /// How many lanes there are, and those of them in which somebody has waited longest, the longest
+    /// wait first. Each lane is looked at, so it costs what there is: callers ask seldom.
+    pub fn longest_waiting(&self, most: usize) -> (usize, Vec<Arc<Lane>>) {
+        let mut lanes: Vec<_> = self
+            .live()
+            .into_iter()
+            .map(|lane| (lane.first_received(), lane))
+            .collect();
+        let live = lanes.len();
+        // Who is only under way waits no more: after all that do.
+        let longest = |one: &(Option<Instant>, Arc<Lane>), other: &(Option<Instant>, Arc<Lane>)| {
+            (one.0.is_none(), one.0, one.1.key()).cmp(&(other.0.is_none(), other.0, other.1.key()))
+        };
+        if live > most {
+            lanes.select_nth_unstable_by(most, longest);
+            lanes.truncate(most);
+        }
+        lanes.sort_unstable_by(longest);
+        (live, lanes.into_iter().map(|(_, lane)| lane).collect())
     }
 
     /// Lanes in which somebody waits or is under way.
@@ -374,6 +399,11 @@ impl Lane {
         state
     }
 
+    fn first_received(&self) -> Option<Instant> {
+        let state = self.state.lock();
+        state.queue.front().map(|(_, job)| job.call.received)
+    }
+
     /// What there is to see of it.
     pub fn view(&self) -> View {
         let now = clock::now();
@@ -388,6 +418,7 @@ impl Lane {
             under_way: state.under_way.as_ref().map(|trip| trip.facts()),
             slots,
             limit: state.slots.pace.limit,
+            window: state.slots.pace.window,
             counting: state.slots.counting(),
         }
     }
@@ -425,18 +456,20 @@ pub struct View {
     pub limit: u32,
     /// What each stands for.
     pub counting: Counting,
+    /// The length of its window.
+    pub window: Duration,
 }
 
 impl View {
     /// What there is to see of a key without a lane: its window, if it is remembered.
     pub fn of_window(
         slots: Option<Arc<Slots>>,
-        limit: u32,
+        pace: &Pace,
         counting: Counting,
         now: Instant,
     ) -> View {
         let free = WindowView {
-            free: limit,
+            free: pace.limit,
             ..WindowView::default()
         };
         View {
@@ -446,7 +479,8 @@ impl View {
             oldest_wait: Duration::ZERO,
             under_way: None,
             slots: slots.map_or(free, |slots| slots.view(now)),
-            limit,
+            limit: pace.limit,
+            window: pace.window,
             counting,
         }
     }

@@ -46,10 +46,12 @@ pub mod sync;
 pub mod upstream;
 
 pub mod admin;
+pub mod log;
 pub mod metrics;
 pub mod serve;
 pub mod shutdown;
 pub mod tls;
+pub mod trace;
 pub mod watch;
 
 pub mod demo;

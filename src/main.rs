@@ -1,20 +1,19 @@
-//! The command line: arguments and logging, then one of the commands.
+//! The command line: arguments, then one of the commands.
 
 use std::{
-    io::{IsTerminal as _, Write as _, stderr, stdout},
+    io::{Write as _, stdout},
     path::PathBuf,
     process::ExitCode,
 };
 
 use chat_gateway::{
-    config::{self, Config, LogFormat},
+    config::{self, Config},
     demo,
     keys::Keys,
-    serve, simulate,
+    log, serve, simulate,
 };
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
-use tracing_subscriber::EnvFilter;
 
 /// Holds calls to the Tencent Cloud Chat server REST API within its quotas: waits, merges, repeats.
 #[derive(Parser)]
@@ -127,7 +126,7 @@ fn main() -> ExitCode {
         },
         Command::Serve(settings) => match settings.read() {
             Ok((config, keys)) => {
-                log(&config);
+                log::init(&config.log);
                 run(serve::serve(config, keys))
             }
             Err(code) => return code,
@@ -154,19 +153,4 @@ fn run(command: impl Future<Output = std::io::Result<ExitCode>>) -> std::io::Res
         .enable_all()
         .build()?
         .block_on(command)
-}
-
-fn log(config: &Config) {
-    let filter = EnvFilter::new(&config.log.level);
-    // Colours are for people who look on (and have not set NO_COLOR), not for files and collectors.
-    let colours =
-        stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(colours)
-        .with_writer(stderr);
-    match config.log.format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
 }

@@ -2,7 +2,10 @@
 //!
 //! Labels are bounded whatever callers send: `command` is a known command's name or `other`, and
 //! no label holds a group, user, message or address. Gauges of state are read when they are
-//! scraped. Handles of the known commands are resolved once.
+//! scraped ([`Scraped`]). Handles of the known commands are resolved once.
+//!
+//! A new metric is a line in `metrics!`, a row in README.md's table (a test compares the two) and,
+//! for a gauge of state, a field of [`Scraped`].
 
 use std::{collections::HashSet, fmt, sync::OnceLock, time::Duration};
 
@@ -23,9 +26,9 @@ use crate::{
 };
 
 /// Resolves 0.5 ms to 60 s: a call that does not wait, and one that waits for the longest window.
-const SECONDS: [f64; 16] = [
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-    60.0,
+const SECONDS: [f64; 17] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0,
+    30.0, 60.0,
 ];
 
 /// The upstream chooses its codes; more different ones than the API documents become `more`.
@@ -106,6 +109,8 @@ metrics! {
     quota_used: GaugeVec("chat_gateway_quota_used_ratio", ["quota"]),
     /// Quota keys whose windows are remembered.
     keys: IntGaugeVec("chat_gateway_keys", ["quota"]),
+    /// Finished trace spans by what became of them.
+    trace_spans: IntCounterVec("chat_gateway_trace_spans_total", ["outcome"]),
     /// What every round trip to the upstream takes at least, as far as it is trusted.
     rtt_floor: Gauge("chat_gateway_upstream_rtt_floor_seconds"),
     /// TLS handshakes of callers that failed.
@@ -158,6 +163,43 @@ impl Drop for Connected {
     }
 }
 
+impl Outcome {
+    /// The label.
+    pub fn name(self) -> &'static str {
+        OUTCOMES[self as usize].1
+    }
+}
+
+/// What became of a span, for `chat_gateway_trace_spans_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spans {
+    /// The collector took it.
+    Exported,
+    /// The collector did not, or not in time.
+    Failed,
+    /// The queue was full.
+    Dropped,
+}
+
+const SPANS: [(Spans, &str); 3] = [
+    (Spans::Exported, "exported"),
+    (Spans::Failed, "failed"),
+    (Spans::Dropped, "dropped"),
+];
+
+/// What is read when Prometheus scrapes.
+#[derive(Clone, Copy)]
+pub struct Scraped<'a> {
+    /// What waits.
+    pub room: &'a Room,
+    /// The windows.
+    pub quota: &'a Quota,
+    /// What every round trip takes at least.
+    pub rtt_floor: Duration,
+    /// Whether the breaker holds calls back.
+    pub breaker_open: bool,
+}
+
 /// The handles of one command.
 struct CommandMetrics {
     name: &'static str,
@@ -208,10 +250,8 @@ impl Metrics {
                 (Some(_), Some(code)) if !reply.status.is_server_error() => self.code(code),
                 _ => format!("http_{}", reply.status.as_u16()),
             },
-            Err(Failure::Unreachable(_)) => "connect".to_owned(),
-            Err(Failure::Lost(_)) => "reset".to_owned(),
-            Err(Failure::TimedOut(_)) => "timeout".to_owned(),
             Err(Failure::NoPermit | Failure::Refused(_)) => return,
+            Err(failure) => failure.label().to_owned(),
         };
         self.upstream_calls.with_label_values(&[label, &code]).inc();
     }
@@ -267,6 +307,15 @@ impl Metrics {
         outcomes.map(IntCounter::get).sum()
     }
 
+    /// Calls from callers so far, by how they ended.
+    pub fn outcomes(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        OUTCOMES.into_iter().map(|(outcome, name)| {
+            let all = self.every();
+            let ended = all.map(|own| own.outcomes[outcome as usize].get());
+            (name, ended.sum())
+        })
+    }
+
     /// Attempts that have ended so far, repeats included.
     pub fn upstream_calls(&self) -> u64 {
         let attempts = self.every().map(|own| &own.upstream_seconds);
@@ -302,14 +351,21 @@ impl Metrics {
         self.files_read.with_label_values(&[files, outcome]).inc();
     }
 
+    /// Trace spans were finished.
+    pub fn spans(&self, became: Spans, count: usize) {
+        let (_, outcome) = SPANS[became as usize];
+        let spans = self.trace_spans.with_label_values(&[outcome]);
+        spans.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
+    }
+
     /// The text that Prometheus scrapes.
-    pub fn render(
-        &self,
-        room: &Room,
-        quota: &Quota,
-        rtt_floor: Duration,
-        breaker_open: bool,
-    ) -> String {
+    pub fn render(&self, now: Scraped<'_>) -> String {
+        let Scraped {
+            room,
+            quota,
+            rtt_floor,
+            breaker_open,
+        } = now;
         self.rtt_floor.set(rtt_floor.as_secs_f64());
         self.breaker_open.set(i64::from(breaker_open));
         let (max_calls, max_bytes) = room.bounds();
@@ -347,6 +403,9 @@ impl Metrics {
         }
         for reason in Denied::NAMES {
             self.caller_refusals.with_label_values(&[reason]);
+        }
+        for (_, outcome) in SPANS {
+            self.trace_spans.with_label_values(&[outcome]);
         }
         self.build_info
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
@@ -522,6 +581,9 @@ mod tests {
     fn outcomes_should_be_indexed_by_their_enum() {
         for (index, (outcome, _)) in OUTCOMES.into_iter().enumerate() {
             assert_eq!(outcome as usize, index);
+        }
+        for (index, (became, _)) in SPANS.into_iter().enumerate() {
+            assert_eq!(became as usize, index);
         }
     }
 

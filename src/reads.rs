@@ -70,6 +70,7 @@ impl Reads {
             // `None` if everyone who waited for it has left.
             if let Some(answer) = read.answer.upgrade() {
                 read.trip.join();
+                read.trip.span.join(&call.span);
                 return Ok(Waiting {
                     trip: read.trip.clone(),
                     answer,

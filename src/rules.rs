@@ -22,6 +22,7 @@ use crate::{
     catalogue::{self, Action, Command, Repeat},
     config::{self, Config},
     json::{Node, Object},
+    trace::Span,
     validate::{self, Terms},
 };
 
@@ -113,6 +114,7 @@ impl Rule {
             pairs: 1,
             received: terms.received,
             deadline: terms.deadline,
+            span: Span::default(),
         }
     }
 

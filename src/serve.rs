@@ -22,6 +22,10 @@ use crate::{
     rules::Rules,
     shutdown::{Lifecycle, Phase, Signals},
     tls,
+    trace::{
+        Traces,
+        export::{self, Exporter},
+    },
     upstream::{Upstream, client::Attempt},
     watch::FromFiles,
 };
@@ -58,6 +62,7 @@ impl Core {
             metrics,
             Quota::new(config),
             Keys::default(),
+            None,
         )
     }
 
@@ -68,6 +73,7 @@ impl Core {
         metrics: Arc<Metrics>,
         quota: Quota,
         mut keys: Keys,
+        traces: Option<Traces>,
     ) -> Core
     where
         C: Connect + Clone + Send + Sync + 'static,
@@ -91,6 +97,7 @@ impl Core {
             lanes.clone(),
             metrics.clone(),
             lifecycle.clone(),
+            traces,
         );
         Core {
             gateway: Arc::new(gateway),
@@ -129,6 +136,7 @@ pub struct Bound {
     grace: Duration,
     callers_tls: Option<Arc<FromFiles<ServerConfig>>>,
     upstream_tls: Arc<FromFiles<ClientConfig>>,
+    exporter: Option<Exporter>,
 }
 
 impl Bound {
@@ -138,12 +146,15 @@ impl Bound {
         let upstream_tls = Arc::new(tls::for_upstream(config.upstream.ca.clone())?);
         let traffic = bind("listen.traffic", config.listen.traffic).await?;
         let admin = bind("listen.admin", config.listen.admin).await?;
+        let metrics = Arc::new(Metrics::of_this_process());
+        let (traces, exporter) = traces(config, &metrics)?.unzip();
         let core = Core::with(
             config,
             connector(config, upstream_tls.clone()),
-            Arc::new(Metrics::of_this_process()),
+            metrics,
             Quota::with_state(config)?,
             keys,
+            traces,
         );
         let limits = Limits::from(config);
         Ok(Bound {
@@ -154,6 +165,7 @@ impl Bound {
             grace: config.shutdown.grace,
             callers_tls,
             upstream_tls,
+            exporter,
         })
     }
 
@@ -183,7 +195,9 @@ impl Bound {
             grace,
             callers_tls,
             upstream_tls,
+            exporter,
         } = self;
+        let exporter = exporter.map(|exporter| tokio::spawn(exporter.run()));
         let keys = tokio::spawn(core.keys.follow(core.watches, core.metrics.clone()));
         let sweeper = tokio::spawn(Core::sweep(core.lanes.quota.clone()));
         let follower = {
@@ -197,12 +211,12 @@ impl Bound {
                 tokio::join!(callers, upstream_tls.follow(&metrics));
             })
         };
-        let operators = Arc::new(Admin {
-            lanes: core.lanes.clone(),
-            metrics: core.metrics.clone(),
-            lifecycle: core.lifecycle.clone(),
-            started: core.started,
-        });
+        let operators = Arc::new(Admin::new(
+            core.lanes.clone(),
+            core.metrics.clone(),
+            core.lifecycle.clone(),
+            core.started,
+        ));
         let operators = tokio::spawn(operators.run(admin));
         let callers = Ingress {
             gateway: core.gateway,
@@ -229,6 +243,11 @@ impl Bound {
         }
         for task in [operators, sweeper, follower, keys] {
             task.abort();
+        }
+        if let Some(exporter) = exporter {
+            // What has just been answered is on its way; nobody waits long for a collector.
+            clock::sleep(export::GATHER * 2).await;
+            exporter.abort();
         }
         tracing::info!("stopped");
     }
@@ -305,6 +324,18 @@ async fn bind(setting: &str, address: SocketAddr) -> io::Result<TcpListener> {
             format!("{setting}: cannot listen on {address}: {error}"),
         )
     })
+}
+
+/// What makes traces and what sends them, if the settings name a collector.
+fn traces(config: &Config, metrics: &Arc<Metrics>) -> io::Result<Option<(Traces, Exporter)>> {
+    let Some(collector) = &config.trace.otlp else {
+        return Ok(None);
+    };
+    // `upstream.ca` is for the API: the collector has one of the usual certificates.
+    let connector = connector(config, Arc::new(tls::for_upstream(None)?));
+    let (queue, exporter) = export::to_collector(&collector.traces(), connector, metrics.clone())
+        .map_err(|error| io::Error::other(format!("trace.otlp: {error}")))?;
+    Ok(Some((Traces::new(config.trace.sample, queue), exporter)))
 }
 
 /// TCP, and TLS where the URL says `https`; connecting as a whole under its timeout. Each connection

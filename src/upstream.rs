@@ -97,6 +97,19 @@ pub enum Failure {
     Refused(Refusal),
 }
 
+impl Failure {
+    /// In one word, for metrics and traces.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Failure::Unreachable(_) => "connect",
+            Failure::Lost(_) => "reset",
+            Failure::TimedOut(_) => "timeout",
+            Failure::NoPermit => "deadline",
+            Failure::Refused(_) => "unauthorized",
+        }
+    }
+}
+
 /// The stack that sends one call, with its repeats.
 pub type Stack = BoxCloneSyncService<Outbound, Reply, Failure>;
 
@@ -140,6 +153,7 @@ impl Upstream {
                     service_time.clone(),
                     floor.clone(),
                     metrics.clone(),
+                    config.log.ids,
                 )
             }))
             .service(attempt);

@@ -14,6 +14,7 @@ use crate::{
     clock::Instant,
     error::{self, Refusal},
     json::{Node, Object},
+    trace::Span,
 };
 
 /// What a request must be checked against beside its command's table.
@@ -95,6 +96,7 @@ pub fn validate(
         pairs,
         received: terms.received,
         deadline: terms.deadline,
+        span: Span::default(),
     })
 }
 

@@ -52,12 +52,7 @@ pub(super) fn render(admin: &Admin, query: &str) -> Result<Vec<u8>, (StatusCode,
         None => {
             let counting = quota.class(Some(key.class)).known().counting();
             let window = quota.window_key(&key, || identifier.unwrap_or_default());
-            View::of_window(
-                quota.peek(&window),
-                quota.pace(key.class).limit,
-                counting,
-                now,
-            )
+            View::of_window(quota.peek(&window), quota.pace(key.class), counting, now)
         }
     };
     let class = quota.class(Some(key.class));
@@ -163,8 +158,12 @@ fn why(view: &View, reachable: bool, now: Instant) -> String {
     }
     if let Some(facts) = view.under_way {
         return format!(
-            "{} calls are at the upstream, attempt {}; a key sends one upstream call at a time",
-            facts.batch, facts.attempts
+            "{} at the upstream, attempt {}; a key sends one upstream call at a time",
+            match facts.batch {
+                1 => "a call is".to_owned(),
+                calls => format!("{calls} calls are"),
+            },
+            facts.attempts
         );
     }
     if let Some(at) = view.slots.rests_until {
@@ -192,7 +191,7 @@ fn why(view: &View, reachable: bool, now: Instant) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quota::counting::Counting;
+    use crate::quota::{counting::Counting, window::Pace};
 
     #[test]
     fn the_query_should_name_a_group_or_a_message() {
@@ -234,7 +233,12 @@ mod tests {
     fn the_first_thing_that_holds_a_key_back_should_be_named() {
         let now = clock::now();
         let soon = now + Duration::from_millis(250);
-        let mut view = View::of_window(None, 5, Counting::Calls, now);
+        let pace = Pace {
+            limit: 5,
+            window: Duration::from_secs(1),
+            call_timeout: Duration::from_secs(5),
+        };
+        let mut view = View::of_window(None, &pace, Counting::Calls, now);
         assert_eq!(why(&view, true, now), "nobody waits for this key");
         view.calls = 3;
         assert!(why(&view, false, now).starts_with("the upstream cannot be reached"));

@@ -8,8 +8,8 @@ use std::time::Duration;
 use http::uri::Authority;
 
 use super::settings::{
-    ApiQuota, AttributesQuota, Count, ExtensionQuota, Listen, Log, LogFormat, Merge, Order, Per,
-    Profile, Queue, Quotas, Retry, Shutdown, State, StatusCodes, Tls, Upstream,
+    ApiQuota, AttributesQuota, Count, ExtensionQuota, Listen, Log, LogFormat, LogIds, Merge, Order,
+    Per, Profile, Queue, Quotas, Retry, Shutdown, State, StatusCodes, Tls, Trace, Upstream,
 };
 use super::upstream_url::{Scheme, UpstreamUrl};
 
@@ -127,6 +127,16 @@ impl Default for Log {
         Self {
             level: "info".to_owned(),
             format: LogFormat::Text,
+            ids: LogIds::Hashed,
+        }
+    }
+}
+
+impl Default for Trace {
+    fn default() -> Self {
+        Self {
+            otlp: None,
+            sample: 0.1,
         }
     }
 }

@@ -11,11 +11,11 @@ use super::level::LogFilter;
 use super::rule::{CommandName, Pointers, QuotaName};
 use super::settings::{
     Access, AccessCaller, ApiQuota, AttributesQuota, Config, Count, Credentials, ExtensionQuota,
-    Listen, Log, LogFormat, Order, Per, Profile, Queue, Quota, Quotas, Retry, Rule, StatusCodes,
-    Upstream,
+    Listen, Log, LogFormat, LogIds, Order, Per, Profile, Queue, Quota, Quotas, Retry, Rule,
+    StatusCodes, Trace, Upstream,
 };
 use super::size::SizeIn;
-use super::upstream_url::Url;
+use super::upstream_url::{Collector, Url};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_hours(1);
@@ -69,6 +69,7 @@ const HEAD: SizeIn = SizeIn {
     min: 1 << 10,
     max: 1 << 20,
 };
+const SHARE: NumberIn = NumberIn { min: 0.0, max: 1.0 };
 const BODY: SizeIn = SizeIn {
     min: 1,
     max: 1 << 30,
@@ -107,6 +108,10 @@ const PER: Choice<Per> = Choice {
 };
 const LOG_FORMAT: Choice<LogFormat> = Choice {
     words: &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+    later: &[],
+};
+const LOG_IDS: Choice<LogIds> = Choice {
+    words: &[("hashed", LogIds::Hashed), ("plain", LogIds::Plain)],
     later: &[],
 };
 
@@ -171,6 +176,7 @@ pub(super) fn visit<V: Visitor>(config: &mut Config, v: &mut V) {
         access,
         state,
         log,
+        trace,
     } = config;
     v.section("listen", |v| visit_listen(listen, v));
     v.section("upstream", |v| visit_upstream(upstream, v));
@@ -191,8 +197,8 @@ pub(super) fn visit<V: Visitor>(config: &mut Config, v: &mut V) {
         v.setting("hold", &mut state.hold, &HOLD);
     });
     v.section("log", |v| visit_log(log, v));
+    v.section("trace", |v| visit_trace(trace, v));
     v.later("shared", "each process keeps its own windows");
-    v.later("trace", "there are logs and metrics, but no traces");
 }
 
 fn visit_listen<V: Visitor>(listen: &mut Listen, v: &mut V) {
@@ -334,4 +340,10 @@ fn visit_access<V: Visitor>(access: &mut Access, v: &mut V) {
 fn visit_log<V: Visitor>(log: &mut Log, v: &mut V) {
     v.setting("level", &mut log.level, &LogFilter);
     v.setting("format", &mut log.format, &LOG_FORMAT);
+    v.setting("ids", &mut log.ids, &LOG_IDS);
+}
+
+fn visit_trace<V: Visitor>(trace: &mut Trace, v: &mut V) {
+    v.optional("otlp", &mut trace.otlp, &Collector);
+    v.setting("sample", &mut trace.sample, &SHARE);
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::upstream_url::UpstreamUrl;
+use super::upstream_url::{CollectorUrl, UpstreamUrl};
 pub use crate::quota::caution::Profile;
 
 /// All settings, checked.
@@ -35,6 +35,8 @@ pub struct Config {
     pub state: State,
     /// What is logged, and how.
     pub log: Log,
+    /// Where spans go, and of how many calls.
+    pub trace: Trace,
 }
 
 /// `[listen]`: where callers reach the gateway and what they may send.
@@ -330,6 +332,28 @@ pub struct Log {
     pub level: String,
     /// How a line looks.
     pub format: LogFormat,
+    /// How lines and spans name a group or message.
+    pub ids: LogIds,
+}
+
+/// How log lines and spans name a group or message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogIds {
+    /// By the start of a SHA-256, which `/explain` shows.
+    Hashed,
+    /// As callers name it.
+    Plain,
+}
+
+/// `[trace]`: where spans go, and of how many calls.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trace {
+    /// The collector, OTLP over HTTP; `/v1/traces` is added to its path. Default: none, and nothing
+    /// is recorded.
+    pub otlp: Option<CollectorUrl>,
+    /// The share of calls that are recorded, 0 to 1, if their callers do not say by `traceparent`
+    /// whether they are. Default 0.1.
+    pub sample: f32,
 }
 
 /// How a log line looks.

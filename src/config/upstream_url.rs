@@ -58,6 +58,55 @@ impl Kind for Url {
     }
 }
 
+/// Where spans are sent: OTLP over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CollectorUrl(String);
+
+impl CollectorUrl {
+    /// Where traces are posted, below what was written.
+    pub fn traces(&self) -> String {
+        format!("{}/v1/traces", self.0)
+    }
+}
+
+/// The URL of a collector, which may have a path.
+pub(super) struct Collector;
+
+impl Kind for Collector {
+    type Value = CollectorUrl;
+
+    fn read(&self, value: &Value<'_>) -> Result<CollectorUrl, String> {
+        let advice = "write where a collector takes OTLP over HTTP, such as \
+                      \"http://127.0.0.1:4318\"";
+        let text = text(value, advice)?;
+        if text.contains('@') {
+            return Err(format!(
+                "has a user or password; put it into the environment, \
+                 OTEL_EXPORTER_OTLP_HEADERS=\"authorization=...\"; {advice}"
+            ));
+        }
+        let (base, path) = match text
+            .find("://")
+            .and_then(|at| text[at + 3..].find('/').map(|end| at + 3 + end))
+        {
+            Some(end) => text.split_at(end),
+            None => (text, ""),
+        };
+        parse(base).map_err(|problem| format!("is {}, {problem}; {advice}", shown(text)))?;
+        if path.contains(['?', '#']) || path.parse::<Uri>().is_err() && !path.is_empty() {
+            return Err(format!("is {}, whose path is none; {advice}", shown(text)));
+        }
+        // Both ways of writing it are common; the API is below the base.
+        let path = path.trim_end_matches('/');
+        let path = path.strip_suffix("/v1/traces").unwrap_or(path);
+        Ok(CollectorUrl(format!("{base}{path}")))
+    }
+
+    fn write(&self, value: &CollectorUrl) -> String {
+        quoted(&value.0)
+    }
+}
+
 fn parse(text: &str) -> Result<UpstreamUrl, &'static str> {
     if !text.contains("://") {
         return Err("which does not begin with http:// or https://");

@@ -14,7 +14,10 @@ use super::{
 use crate::{
     call::{Call, Head},
     catalogue::Action,
+    clock,
+    log::ids,
     quota::{permit::Permit, scopes::Scopes},
+    trace::Span,
     upstream::{
         Failure, Outbound, meter,
         trip::{Answer, Seat, Trip},
@@ -108,7 +111,15 @@ fn depart(lanes: &Lanes, lane: &Lane, mut permit: Permit) -> Option<Outbound> {
         .filter(|_| !matches!(batch.command.action, Action::Ruled(_)));
     let scopes = permit.scopes().clone();
     let command = batch.command;
-    let trip = Arc::new(Trip::for_batch(batch.jobs.into_iter().map(seat).collect()));
+    let span = match &batch.jobs[..] {
+        [(_, alone)] => alone.call.span.clone(),
+        members => {
+            let spans = members.iter().map(|(_, job)| &job.call.span);
+            Span::merged(command.name, spans, clock::now())
+        }
+    };
+    let seats = batch.jobs.into_iter().map(seat).collect();
+    let trip = Arc::new(Trip::for_batch(seats, span));
     state.under_way = Some(trip.clone());
     drop(state);
     lanes.metrics.batch(command.name, trip.batch());
@@ -139,11 +150,15 @@ async fn arrive(lanes: &Lanes, lane: &Lane, outbound: Outbound) {
         Ok(reply) => seats.iter().map(|_| Fate::Reply(reply.clone())).collect(),
         Err(_) => Vec::new(),
     };
+    if trip.batch() > 1 {
+        trip.span.end_merged(facts, &result, clock::now());
+    }
     if let Err(failure) = &result
         && !matches!(failure, Failure::Refused(_))
     {
         tracing::warn!(
             command = sent.name,
+            key = ids::shown(lanes.ids, &lane.key.target),
             calls = trip.batch(),
             attempts = facts.attempts,
             %failure,
@@ -159,6 +174,7 @@ async fn arrive(lanes: &Lanes, lane: &Lane, outbound: Outbound) {
             (Ok(_), Some(Fate::Reply(reply))) => Ok(reply),
             (Ok(_), Some(Fate::Again) | None) => {
                 if !seat.answer.is_closed() {
+                    seat.call.span.waits_again(clock::now());
                     let pairs = lane.key.class.pairs(&seat.call);
                     let place = lanes
                         .room
@@ -221,7 +237,6 @@ mod tests {
     use crate::{
         call::{QuotaClass, Travels},
         catalogue::group_attributes,
-        clock,
         config::Config,
         lane::merge::tests::sample::{QUERY, call_with},
         metrics::Metrics,

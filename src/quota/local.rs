@@ -212,6 +212,11 @@ impl Quota {
         }
     }
 
+    /// The limit and length of a class of keys, or of commands without limits of their own.
+    pub fn pace_of(&self, class: Option<QuotaClass>) -> &Pace {
+        class.map_or(&self.settings.api, |class| self.pace(class))
+    }
+
     /// The limit and length of a class of keys.
     pub fn pace(&self, class: QuotaClass) -> &Pace {
         match class {

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use chat_gateway::clock;
+use chat_gateway::{clock, metrics::Scraped};
 use serde_json::Value;
 use tempfile::NamedTempFile;
 
@@ -25,10 +25,12 @@ fn set() -> String {
 
 fn refusals(world: &World, reason: &str) -> u64 {
     let lanes = &world.core.lanes;
-    let text = world
-        .core
-        .metrics
-        .render(&lanes.room, &lanes.quota, Duration::ZERO, false);
+    let text = world.core.metrics.render(Scraped {
+        room: &lanes.room,
+        quota: &lanes.quota,
+        rtt_floor: Duration::ZERO,
+        breaker_open: false,
+    });
     let name = format!("chat_gateway_caller_refusals_total{{reason=\"{reason}\"}} ");
     let line = text.lines().find_map(|line| line.strip_prefix(&name));
     line.expect("the series is there").parse().expect("a count")

@@ -1,6 +1,7 @@
 //! The program as callers and operators meet it: the real binary over loopback sockets.
 
 mod authority;
+mod collector;
 mod process;
 mod recorder;
 mod wire;
@@ -22,3 +23,4 @@ mod soak;
 mod starting;
 mod stopping;
 mod tls;
+mod tracing;

@@ -4,13 +4,11 @@
 use std::time::Duration;
 
 use chat_gateway::{
-    admin::Admin,
     call::QuotaClass,
     clock::{self, Instant},
     quota::{caution::Profile, class::Class, counting::Known},
     simulate::{Arrival, Counted, Limit, QuotaKey, Settings, Simulator, WindowKind},
 };
-use http::Method;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -102,14 +100,7 @@ fn of_message(world: &World, message: u64) -> Vec<Arrival> {
 
 /// What the admin port says of a path.
 fn ask(world: &World, path: &str, query: &str) -> Value {
-    let admin = Admin {
-        lanes: world.core.lanes.clone(),
-        metrics: world.core.metrics.clone(),
-        lifecycle: world.core.lifecycle.clone(),
-        started: clock::now(),
-    };
-    let answer = admin.answer(&Method::GET, path, query);
-    serde_json::from_slice(answer.body()).expect("JSON")
+    serde_json::from_slice(&world.look(path, query)).expect("JSON")
 }
 
 #[tokio::test(start_paused = true)]

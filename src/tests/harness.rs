@@ -14,6 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use chat_gateway::{
+    admin::Admin,
     call::Caller,
     clock::{self, Instant},
     config::{Config, Sources, load},
@@ -91,7 +92,7 @@ impl World {
         let keys = Keys::open(config).unwrap_or_else(|mistakes| panic!("{mistakes}"));
         let metrics = Arc::new(Metrics::new());
         let quota = Quota::with_state(config).expect("nobody else uses the state file");
-        let core = Core::with(config, connector, metrics, quota, keys);
+        let core = Core::with(config, connector, metrics, quota, keys, None);
         tokio::spawn(Core::sweep(core.lanes.quota.clone()));
         World {
             simulator,
@@ -124,6 +125,7 @@ impl World {
             Arc::new(Metrics::new()),
             quota,
             Keys::default(),
+            None,
         );
         World {
             simulator: simulator.clone(),
@@ -156,6 +158,16 @@ impl World {
             seed,
             ..Settings::default()
         }
+    }
+
+    /// What the admin port says of a path.
+    pub(crate) fn look(&self, path: &str, query: &str) -> Bytes {
+        let core = &self.core;
+        let (lanes, metrics) = (core.lanes.clone(), core.metrics.clone());
+        let admin = Admin::new(lanes, metrics, core.lifecycle.clone(), clock::now());
+        let request = Request::get(format!("{path}?{query}")).body(Bytes::new());
+        let answer = admin.answer(&request.expect("a legal target"));
+        answer.into_body()
     }
 
     /// Sends a request and waits for its answer.

@@ -4,11 +4,10 @@
 use std::time::Duration;
 
 use chat_gateway::{
-    admin::Admin,
     clock,
     simulate::{Arrival, Per, QuotaKey, Settings},
 };
-use http::{Method, Request};
+use http::Request;
 use serde_json::{Value, json};
 
 use crate::harness::{ATTRIBUTES, Heard, World, times, worst_window};
@@ -171,15 +170,8 @@ async fn groups_should_have_windows_of_their_own_by_default() {
 async fn a_window_of_an_identifier_should_be_explained() {
     let world = world(Per::Identifier, &[BY_IDENTIFIER]);
     deletes(&world, &["admin"], 2, 2).await;
-    let admin = Admin {
-        lanes: world.core.lanes.clone(),
-        metrics: world.core.metrics.clone(),
-        lifecycle: world.core.lifecycle.clone(),
-        started: clock::now(),
-    };
     let explain = |query: &str| -> Value {
-        let answer = admin.answer(&Method::GET, "/explain", query);
-        serde_json::from_slice(answer.body()).expect("JSON")
+        serde_json::from_slice(&world.look("/explain", query)).expect("JSON")
     };
     let of_admin = explain("sdkappid=88888888&group=g9&identifier=admin");
     assert_eq!(

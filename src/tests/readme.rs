@@ -12,7 +12,7 @@ use chat_gateway::{
     config::{Config, Mistakes, Sources, StatusCodes, load},
     error::Reason,
     lane::room::Room,
-    metrics::{Metrics, Outcome},
+    metrics::{Metrics, Outcome, Scraped},
     quota::local::Quota,
 };
 
@@ -85,12 +85,12 @@ struct Shape {
 fn exported() -> BTreeMap<String, Shape> {
     let metrics = Metrics::new();
     touch(&metrics);
-    let text = metrics.render(
-        &Room::new(1, 1),
-        &Quota::new(&Config::default()),
-        Duration::ZERO,
-        false,
-    );
+    let text = metrics.render(Scraped {
+        room: &Room::new(1, 1),
+        quota: &Quota::new(&Config::default()),
+        rtt_floor: Duration::ZERO,
+        breaker_open: false,
+    });
     let mut found: BTreeMap<String, Shape> = BTreeMap::new();
     let mut help = String::new();
     let mut current = String::new();
@@ -120,20 +120,30 @@ fn exported() -> BTreeMap<String, Shape> {
     found
 }
 
+/// Type and labels of every metric in README.md.
+pub(crate) fn metrics() -> BTreeMap<String, (String, BTreeSet<String>)> {
+    let told = told().into_iter();
+    told.map(|(name, shape)| (name, (shape.kind, shape.labels)))
+        .collect()
+}
+
+fn told() -> BTreeMap<String, Shape> {
+    let rows = table(&["metric", "type", "labels"]).into_iter();
+    rows.map(|row| {
+        let labels = row[2].split(',').map(str::trim).filter(|l| !l.is_empty());
+        let shape = Shape {
+            kind: row[1].clone(),
+            labels: labels.map(|label| code(label).to_owned()).collect(),
+            help: row[3].clone(),
+        };
+        (code(&row[0]).to_owned(), shape)
+    })
+    .collect()
+}
+
 #[test]
 fn metrics_in_the_readme_should_be_those_of_the_program() {
-    let told: BTreeMap<String, Shape> = table(&["metric", "type", "labels"])
-        .into_iter()
-        .map(|row| {
-            let labels = row[2].split(',').map(str::trim).filter(|l| !l.is_empty());
-            let shape = Shape {
-                kind: row[1].clone(),
-                labels: labels.map(|label| code(label).to_owned()).collect(),
-                help: row[3].clone(),
-            };
-            (code(&row[0]).to_owned(), shape)
-        })
-        .collect();
+    let told = told();
     let exported = exported();
     assert!(exported.len() > 10, "{exported:?}");
     assert_eq!(

@@ -4,12 +4,11 @@
 use std::time::Duration;
 
 use chat_gateway::{
-    admin::Admin,
     clock,
     quota::caution::Profile,
     simulate::{Arrival, Fault, Simulator},
 };
-use http::{Method, Request};
+use http::Request;
 use serde_json::{Value, json};
 
 use crate::harness::{Heard, World, times, worst_window};
@@ -75,14 +74,7 @@ async fn at_once(
 }
 
 fn ask(world: &World, path: &str, query: &str) -> String {
-    let admin = Admin {
-        lanes: world.core.lanes.clone(),
-        metrics: world.core.metrics.clone(),
-        lifecycle: world.core.lifecycle.clone(),
-        started: clock::now(),
-    };
-    let answer = admin.answer(&Method::GET, path, query);
-    String::from_utf8(answer.body().to_vec()).expect("text")
+    String::from_utf8(world.look(path, query).to_vec()).expect("text")
 }
 
 #[tokio::test(start_paused = true)]

@@ -89,6 +89,10 @@ impl Attempt {
         // The caller's names the gateway. The upstream is named by the URI: hyper writes `Host` for
         // HTTP/1.1 and `:authority` for HTTP/2.
         request.headers_mut().remove(header::HOST);
+        let trip = outbound.trip.clone();
+        let number = trip.facts().attempts;
+        let attempt = trip.span.attempt(number, request.method(), clock::now());
+        attempt.inject(request.headers_mut());
         let exchange = async {
             let response = (self.request)(request).await.map_err(|e| failure(&e))?;
             let at = clock::now();
@@ -116,11 +120,13 @@ impl Attempt {
                 at,
             })
         };
-        tokio::select! {
+        let result = tokio::select! {
             biased;
             reply = exchange => reply,
             () = clock::sleep_until(deadline) => Err(Failure::TimedOut(timeout)),
-        }
+        };
+        attempt.end(&result, clock::now());
+        result
     }
 }
 

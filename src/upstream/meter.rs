@@ -18,6 +18,8 @@ use super::{
 use crate::{
     call::Reply,
     clock,
+    config::LogIds,
+    log::ids,
     metrics::Metrics,
     quota::{floor::RttFloor, permit::Permit, scopes::Scopes},
     refused::RefusedCredentials,
@@ -33,6 +35,7 @@ pub struct Meter<S> {
     service_time: Arc<ServiceTime>,
     floor: Arc<Mutex<RttFloor>>,
     metrics: Arc<Metrics>,
+    ids: LogIds,
 }
 
 impl<S> Meter<S> {
@@ -44,6 +47,7 @@ impl<S> Meter<S> {
         service_time: Arc<ServiceTime>,
         floor: Arc<Mutex<RttFloor>>,
         metrics: Arc<Metrics>,
+        ids: LogIds,
     ) -> Meter<S> {
         Meter {
             inner,
@@ -52,6 +56,7 @@ impl<S> Meter<S> {
             service_time,
             floor,
             metrics,
+            ids,
         }
     }
 }
@@ -118,7 +123,13 @@ where
                         permit.scopes().refused(whose, sent_at, returned_at);
                         self.floor.lock().doubt(returned_at);
                         self.metrics.quota_refusal(whose, command);
-                        tracing::warn!(command = label, ?whose, "the upstream refused over quota");
+                        let key = trip.target.as_ref();
+                        tracing::warn!(
+                            command = label,
+                            key = key.map(|key| ids::shown(self.ids, key)),
+                            ?whose,
+                            "the upstream refused a call over quota"
+                        );
                     }
                     None => permit.scopes().accepted(),
                 }

@@ -9,10 +9,11 @@ use tokio::sync::oneshot;
 
 use super::Failure;
 use crate::{
-    call::{Call, Reply},
+    call::{Call, Reply, Target},
     clock::Instant,
     lane::room::Place,
     sync::Mutex,
+    trace::Span,
 };
 
 /// One call on its way, with those who wait for its answer.
@@ -24,6 +25,10 @@ pub struct Trip {
     upstream_nanos: AtomicU64,
     place: Mutex<Option<Place>>,
     audience: Audience,
+    /// Where its attempts are recorded.
+    pub span: Span,
+    /// Whose state it is about, for the log; not known of a call that passes through.
+    pub target: Option<Target>,
 }
 
 /// Who waits for the answer.
@@ -69,24 +74,28 @@ pub struct Facts {
 impl Trip {
     /// A trip for one caller, who takes the result himself. He gives up his place among those who
     /// wait when it departs.
-    pub fn for_one(deadline: Instant, place: Place) -> Trip {
+    pub fn for_one(deadline: Instant, place: Place, span: Span) -> Trip {
         let audience = Audience::One {
             deadline,
             left: AtomicBool::new(false),
         };
         Trip {
             place: Mutex::new(Some(place)),
-            ..Trip::new(1, audience)
+            ..Trip::new(1, audience, span)
         }
     }
 
     /// A trip for the members of a batch.
-    pub fn for_batch(seats: Vec<Seat>) -> Trip {
+    pub fn for_batch(seats: Vec<Seat>, span: Span) -> Trip {
         let batch = u32::try_from(seats.len()).unwrap_or(u32::MAX);
-        Trip::new(batch, Audience::Batch(Mutex::new(seats)))
+        let target = seats.first().map(|seat| seat.call.target.clone());
+        Trip {
+            target,
+            ..Trip::new(batch, Audience::Batch(Mutex::new(seats)), span)
+        }
     }
 
-    fn new(batch: u32, audience: Audience) -> Trip {
+    fn new(batch: u32, audience: Audience, span: Span) -> Trip {
         Trip {
             batch: AtomicU32::new(batch),
             attempts: AtomicU32::new(0),
@@ -94,6 +103,8 @@ impl Trip {
             upstream_nanos: AtomicU64::new(0),
             place: Mutex::new(None),
             audience,
+            span,
+            target: None,
         }
     }
 
@@ -220,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_call_should_have_found_nobody_only_if_no_attempt_did() {
-        let trip = Trip::for_batch(Vec::new());
+        let trip = Trip::for_batch(Vec::new(), Span::default());
         assert!(!trip.found_nobody(), "it was not tried");
         for _ in 0..2 {
             trip.departed();

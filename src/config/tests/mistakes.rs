@@ -51,7 +51,7 @@ fn a_misspelt_name_is_answered_with_the_nearest_right_one() {
             "3:1: unknown setting queue_order; did you mean queue.order?",
             "4:1: unknown section [quue]; did you mean [queue]?",
             "6:1: unknown section [zzz]; the sections are access, credentials, listen, log, merge, \
-             queue, quota, retry, rule, shutdown, state, upstream",
+             queue, quota, retry, rule, shutdown, state, trace, upstream",
         ],
     );
     check(
@@ -66,12 +66,10 @@ fn a_misspelt_name_is_answered_with_the_nearest_right_one() {
 #[test]
 fn a_part_of_a_later_version_is_refused_once() {
     check(
-        "[shared]\nredis = \"x\"\nprefix = 1\n[shared.more]\n[trace]\n",
+        "[shared]\nredis = \"x\"\nprefix = 1\n[shared.more]\n",
         &[
             "1:1: [shared] is not in this version: each process keeps its own windows; remove the \
              section",
-            "5:1: [trace] is not in this version: there are logs and metrics, but no traces; \
-             remove the section",
         ],
     );
     check_value(
@@ -354,6 +352,44 @@ fn the_upstream_is_scheme_and_host_and_its_password_is_not_shown() {
         "\"\"",
         "is empty; write the path of a file or leave the setting out",
     );
+}
+
+#[test]
+fn a_collector_has_an_address_and_no_password() {
+    let advice = "write where a collector takes OTLP over HTTP, such as \"http://127.0.0.1:4318\"";
+    for (value, problem) in [
+        (
+            "\"127.0.0.1:4318\"",
+            "is \"127.0.0.1:4318\", which does not begin with http:// or https://",
+        ),
+        (
+            "\"grpc://collector:4317\"",
+            "is \"grpc://collector:4317\", whose scheme is neither http nor https",
+        ),
+        (
+            "\"http://collector/x?y\"",
+            "is \"http://collector/x?y\", whose path is none",
+        ),
+        ("4318", "is an integer"),
+    ] {
+        check_value("trace.otlp", value, &format!("{problem}; {advice}"));
+    }
+    let mistakes = from_file("[trace]\notlp = \"http://me:secret@collector\"\n").unwrap_err();
+    let mistakes = mistakes.to_string();
+    assert!(
+        mistakes.contains("OTEL_EXPORTER_OTLP_HEADERS"),
+        "{mistakes}"
+    );
+    assert!(!mistakes.contains("secret"), "{mistakes}");
+    for (written, posted) in [
+        ("http://c:4318", "http://c:4318/v1/traces"),
+        ("https://c", "https://c/v1/traces"),
+        ("http://c/otlp/", "http://c/otlp/v1/traces"),
+        ("http://c/otlp/v1/traces", "http://c/otlp/v1/traces"),
+    ] {
+        let config = from_file(&format!("[trace]\notlp = \"{written}\"\n")).unwrap();
+        assert_eq!(config.trace.otlp.unwrap().traces(), posted);
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What the log looks like, and what is never in it (P6).
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     process::{Gateway, Process, program, settings},
@@ -152,7 +152,12 @@ async fn no_line_answer_or_page_should_hold_a_signature() {
             "{reason} in {reasons:?}"
         );
     }
-    for page in ["/metrics", "/status.json", "/"] {
+    for page in [
+        "/metrics",
+        "/status.json",
+        "/",
+        "/explain?sdkappid=88888888&group=busy",
+    ] {
         check_clean(page, &gateway.look(page).await.text());
     }
     gateway.process.signal("TERM");
@@ -227,6 +232,138 @@ async fn json_should_be_one_object_a_line() {
         messages.iter().filter(|message| *message == "call").count(),
         3
     );
+}
+
+#[tokio::test]
+async fn each_call_should_be_a_line_that_names_its_group_as_the_settings_allow() {
+    for (ids, key) in [("hashed", "ee95317bf9ae"), ("plain", "88888888/@TGS#room")] {
+        let upstream = Recorder::start(moody).await;
+        let settings = ["log.level=debug", &format!("log.ids={ids}")];
+        let mut gateway = Gateway::start(&upstream.url(), &settings).await;
+        let body = one_attribute("@TGS#room");
+        let target = format!("{SET}?{}", query());
+        gateway
+            .call(&request("POST", &target, "", body.as_bytes()))
+            .await;
+        let wrong = gateway.call(&request("POST", &target, "", b"{}")).await;
+        assert_eq!(wrong.one("x-chat-gateway-reason"), "invalid");
+        let explain = "/explain?sdkappid=88888888&group=%40TGS%23room";
+        assert_eq!(gateway.look(explain).await.json()["hash"], "ee95317bf9ae");
+        gateway.process.signal("TERM");
+        let (_, _, log) = gateway.process.end().await;
+        let lines = log
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let calls: Vec<_> = lines.filter(|line| line["message"] == "call").collect();
+        let [good, bad] = &calls[..] else {
+            panic!("{log}")
+        };
+        for (field, value) in [
+            ("level", json!("DEBUG")),
+            ("command", json!("set_group_attr")),
+            ("key", json!(key)),
+            ("outcome", json!("ok")),
+            ("status", json!(200)),
+            ("batch", json!(1)),
+            ("attempts", json!(1)),
+        ] {
+            assert_eq!(good[field], value, "{field} in {good}");
+        }
+        assert!(
+            good["wait_ms"].is_number() && good["took_ms"].is_number(),
+            "{good}"
+        );
+        assert_eq!(
+            (&bad["outcome"], &bad["reason"]),
+            (&json!("invalid"), &json!("invalid"))
+        );
+        assert_eq!(bad["attempts"], Value::Null);
+        assert_eq!(log.contains("@TGS"), ids == "plain", "{log}");
+    }
+}
+
+#[tokio::test]
+async fn a_failure_should_be_one_line_with_its_key() {
+    let upstream = Recorder::start(moody).await;
+    let settings = ["retry.max_attempts=1"];
+    let mut gateway = Gateway::start(&upstream.url(), &settings).await;
+    for path in [SET, GET, "/odd"] {
+        let body = one_attribute("reset");
+        let target = format!("{path}?{}", query());
+        gateway
+            .call(&request("POST", &target, "", body.as_bytes()))
+            .await;
+    }
+    gateway.process.signal("TERM");
+    let (_, _, log) = gateway.process.end().await;
+    let warnings: Vec<_> = log.lines().filter(|line| line.contains("WARN")).collect();
+    assert_eq!(warnings.len(), 3, "{log}");
+    for (line, command) in warnings
+        .iter()
+        .zip(["set_group_attr", "get_group_attr", "other"])
+    {
+        assert!(
+            line.contains(command) && line.contains("closed the connection"),
+            "{line}"
+        );
+    }
+    assert!(
+        warnings[0].contains("\"key\":\"c94287e39e5e\""),
+        "{}",
+        warnings[0]
+    );
+}
+
+#[tokio::test]
+async fn the_level_should_change_at_run_time() {
+    let upstream = Recorder::start(moody).await;
+    let mut gateway = Gateway::start(&upstream.url(), &[]).await;
+    let call = request("POST", &format!("/odd?{}", query()), "", b"{}");
+    let put = async |level: &str| {
+        exchange(gateway.admin, &request("PUT", "/log", "", level.as_bytes())).await
+    };
+    assert_eq!(gateway.look("/log").await.text(), "info\n");
+    gateway.call(&call).await;
+    for level in ["debug", "info,chat_gateway::gateway=debug\n"] {
+        let answer = put(level).await;
+        assert_eq!((answer.status(), answer.text().trim()), (200, level.trim()));
+        assert_eq!(gateway.look("/log").await.text().trim(), level.trim());
+        gateway.call(&call).await;
+    }
+    for (wrong, says) in [
+        ("loud", "is not a level; write off, error"),
+        ("debg", "did you mean debug?"),
+        ("", "is not a level"),
+        ("a=b=c", "write off, error"),
+    ] {
+        let answer = put(wrong).await;
+        assert_eq!(answer.status(), 400, "{wrong}");
+        assert!(answer.text().contains(says), "{}", answer.text());
+    }
+    let endless = put(&"x".repeat(5_000)).await;
+    assert_eq!(endless.status(), 413, "{}", endless.text());
+    let delete = exchange(gateway.admin, &request("DELETE", "/log", "", b"")).await;
+    assert_eq!(
+        (delete.status(), delete.one("allow")),
+        (405, "GET, HEAD, PUT")
+    );
+    assert!(
+        gateway
+            .look("/log")
+            .await
+            .text()
+            .starts_with("info,chat_gateway")
+    );
+    assert_eq!(put("off").await.status(), 200);
+    gateway.call(&call).await;
+    gateway.process.signal("TERM");
+    let (_, _, log) = gateway.process.end().await;
+    let calls = log
+        .lines()
+        .filter(|line| line.contains("\"message\":\"call\""));
+    assert_eq!(calls.count(), 2, "{log}");
+    assert!(log.contains("the log level was changed"), "{log}");
+    assert!(!log.contains("stopped"), "it was turned off\n{log}");
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ async fn it_should_be_ready_within_200_ms() {
 }
 
 #[tokio::test]
-async fn it_should_take_less_than_15_mib_when_idle() {
+async fn it_should_take_little_memory_when_idle() {
     let upstream = Recorder::of_the_api().await;
     let gateway = Gateway::start(&upstream.url(), &[]).await;
     assert_eq!(
@@ -31,10 +31,16 @@ async fn it_should_take_less_than_15_mib_when_idle() {
     );
     let path = format!("/proc/{}/status", gateway.process.id());
     let status = std::fs::read_to_string(path).unwrap();
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = resident.and_then(|line| line.trim().strip_suffix(" kB"));
-    let kib: u64 = kib.unwrap().parse().unwrap();
-    assert!((1_024..15 * 1_024).contains(&kib), "{kib} KiB");
+    let kib = |name: &str| -> u64 {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        kib.unwrap().parse().unwrap()
+    };
+    // All of it, of which most is the code, which is several times as large without optimization:
+    // so what it takes for itself has a bound of its own.
+    let (all, own) = (kib("VmRSS:"), kib("RssAnon:"));
+    assert!((1_024..20 * 1_024).contains(&all), "{all} KiB");
+    assert!(own < 5 * 1_024, "{own} KiB");
 }
 
 #[tokio::test]
