@@ -7,12 +7,12 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PYTHON := target/tools/venv/bin/python
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: test lint deny spec interleavings keys deploy prove soak fuzz mutants build clean tools
+.PHONY: test lint deny spec interleavings keys page-test deploy prove soak fuzz mutants build clean tools
 .PHONY: deploy-test deploy-tools deploy-live image-test callers-test
 
 ## Everything that must hold before a commit: format, lints, licences, documentation, tests, and what
 ## a gateway is run and watched with, as far as Debian's own packages can check it.
-test: lint deny spec interleavings keys deploy
+test: lint deny spec interleavings keys page-test deploy
 
 lint:
 	$(CARGO) fmt --check
@@ -25,7 +25,7 @@ lint:
 deny: tools
 	$(CARGO) deny --locked --log-level error check bans licenses sources
 
-spec:
+spec: tools
 	$(CARGO) test --locked
 
 ## The lanes and windows under shuttle, which decides who runs next: 200 random interleavings of
@@ -59,6 +59,17 @@ image-test: deploy-tools
 callers-test: deploy-tools
 	$(CARGO) build --locked --quiet
 	$(PYTHON) deploy/check/callers.py
+
+## The status page in Chromium while a group is saturated. Screenshots are left in target/page.
+PLAYWRIGHT := 1.65.1
+page-test:
+	@command -v chromium >/dev/null && command -v npm >/dev/null || { $(SUDO) apt-get update -qq && \
+		$(SUDO) apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends chromium nodejs npm; }
+	@mkdir -p target/page
+	@[ -d target/page/node_modules/playwright-core ] || \
+		npm install --prefix target/page --no-save --no-audit --no-fund --loglevel=error playwright-core@$(PLAYWRIGHT)
+	$(CARGO) build --locked --quiet
+	node src/tests/page/page.mjs target/debug/chat-gateway target/page target/page
 
 ## The promises for ten thousand seeds, within one process and across kills and restarts; one that
 ## fails is printed and replayed by CHAT_GATEWAY_SEED=N cargo test --test spec promises
