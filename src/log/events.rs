@@ -34,7 +34,7 @@ pub struct Event {
     pub times: u32,
 }
 
-/// Keeps the last [`KEPT`]. What is said again at once is counted, so that a storm does not wash
+/// Keeps the last few. What is said again at once is counted, so that a storm does not wash
 /// everything else away.
 #[derive(Debug, Default)]
 pub struct Events(Mutex<VecDeque<Event>>);
