@@ -14,15 +14,19 @@
 //! - `rule`: the kinds of values in a `[[rule]]`, and rules that are wrong together
 //! - `reader`, `suggest`, `relations`: the tree against the schema
 //! - `printer`: the effective settings as TOML
+//! - `changes`: what a reload changes, and what of it takes a restart
+//! - `in_force`: the settings that everybody works with, until a reload replaces them
 //! - `mistake`: what is wrong and where
 
 mod assignment;
 mod caller;
+mod changes;
 mod command;
 mod defaults;
 mod document;
 mod duration;
 mod file;
+mod in_force;
 mod kind;
 mod level;
 mod mistake;
@@ -40,7 +44,9 @@ mod tree;
 mod upstream_url;
 
 pub use caller::caller_name;
+pub use changes::Changes;
 pub use file::read;
+pub use in_force::InForce;
 pub use level::parse as log_filter;
 pub use mistake::{Mistake, Mistakes, Origin};
 pub use settings::{
@@ -49,6 +55,8 @@ pub use settings::{
     Shutdown, State, StatusCodes, Tls, Trace, Upstream,
 };
 pub use upstream_url::{CollectorUrl, Scheme, UpstreamUrl};
+
+use sha2::{Digest as _, Sha256};
 
 use reader::Reader;
 
@@ -110,5 +118,20 @@ impl Config {
     #[must_use]
     pub fn to_toml(&self) -> String {
         printer::print(self)
+    }
+
+    /// What is in force after these settings were replaced by `new`, and what has changed. What
+    /// takes effect at a restart stays as it is here.
+    #[must_use]
+    pub fn replaced_by(&self, new: Config) -> (Config, Changes) {
+        changes::take_over(self, new)
+    }
+
+    /// A short name of these settings: the same for the same ones, in every process.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        let digest: [u8; 32] = Sha256::digest(self.to_toml()).into();
+        let [a, b, c, d, ..] = digest;
+        format!("{:08x}", u32::from_be_bytes([a, b, c, d]))
     }
 }

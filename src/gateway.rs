@@ -16,7 +16,7 @@ use crate::{
     call::{Call, Caller, Head, Reply, SignedBy, Target, Travels},
     catalogue::{self, Command, OTHER},
     clock::{self, Instant},
-    config::{Config, LogIds, StatusCodes},
+    config::{Config, InForce, LogIds},
     error::{self, Reason, Refusal},
     keys::Keys,
     lane::{
@@ -46,9 +46,7 @@ pub struct Gateway {
     rules: Rules,
     metrics: Arc<Metrics>,
     lifecycle: Lifecycle,
-    status_codes: StatusCodes,
-    deadline: Duration,
-    merge: bool,
+    settings: InForce,
     ids: LogIds,
     traces: Option<Traces>,
 }
@@ -59,7 +57,7 @@ pub type Body = Result<Bytes, Refusal>;
 impl Gateway {
     /// A gateway over these parts.
     pub fn new(
-        config: &Config,
+        settings: InForce,
         keys: Arc<Keys>,
         rules: Rules,
         lanes: Arc<Lanes>,
@@ -74,10 +72,8 @@ impl Gateway {
             rules,
             metrics,
             lifecycle,
-            status_codes: config.listen.status_codes,
-            deadline: config.queue.deadline,
-            merge: config.merge.enabled,
-            ids: config.log.ids,
+            ids: settings.get().log.ids,
+            settings,
             traces,
         }
     }
@@ -179,7 +175,7 @@ impl Gateway {
     ) -> Result<Answer, NoAnswer> {
         let received = ending.received;
         let (parts, ()) = request.into_parts();
-        let wishes = Wishes::of(&parts.headers, self.deadline)?;
+        let wishes = Wishes::of(&parts.headers, &self.settings.get())?;
         let deadline = received + wishes.deadline;
         let target = parts.uri.path_and_query().cloned().ok_or_else(|| {
             Refusal::invalid(error::BAD_REQUEST, "the request target has no path")
@@ -217,7 +213,7 @@ impl Gateway {
             // What is not signed here either is for the API to judge.
             (_, completed) => completed.ok().flatten().unwrap_or(head.target),
         };
-        let travels = if self.merge && wishes.merge {
+        let travels = if wishes.merge {
             Travels::Together
         } else {
             Travels::Alone
@@ -305,9 +301,9 @@ impl Gateway {
             return self.wait(Box::pin(running), &trip, call.deadline).await;
         }
         // Whoever joins may have a later deadline than the one who began.
-        let waiting = self
-            .reads
-            .share(&call, || start(call.received + self.deadline))?;
+        let waiting = self.reads.share(&call, || {
+            start(call.received + self.settings.get().queue.deadline)
+        })?;
         self.wait(waiting.answer, &waiting.trip, call.deadline)
             .await
     }
@@ -446,7 +442,7 @@ impl Gateway {
             Reason::UpstreamUnreachable | Reason::UpstreamTimeout => Outcome::Failed,
         };
         let reason = Some(refusal.reason.name());
-        let mut response = refusal.response(self.status_codes);
+        let mut response = refusal.response(self.settings.get().listen.status_codes);
         let origin = HeaderValue::from_static("gateway");
         response
             .headers_mut()
@@ -505,7 +501,8 @@ struct Wishes {
 }
 
 impl Wishes {
-    fn of(headers: &HeaderMap, max_deadline: Duration) -> Result<Wishes, Refusal> {
+    fn of(headers: &HeaderMap, settings: &Config) -> Result<Wishes, Refusal> {
+        let max_deadline = settings.queue.deadline;
         let wrong = |name, what: &str| {
             Refusal::invalid(
                 error::BAD_REQUEST,
@@ -525,7 +522,7 @@ impl Wishes {
             .get("x-chat-gateway-merge")
             .map(HeaderValue::as_bytes)
         {
-            None | Some(b"on") => true,
+            None | Some(b"on") => settings.merge.enabled,
             Some(b"off") => false,
             Some(_) => return Err(wrong("x-chat-gateway-merge", "off or on")),
         };

@@ -31,7 +31,7 @@ use crate::{
     bound::Bound,
     call::Caller,
     clock,
-    config::Config,
+    config::InForce,
     error::{self, Reason, Refusal},
     gateway::{Body, Gateway},
     lane::room::Room,
@@ -79,9 +79,8 @@ const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The limits of what comes in.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+struct Limits {
     max_body: usize,
-    max_connections: usize,
     head: HeadLimits,
     body_timeout: Duration,
     timeouts: Timeouts,
@@ -90,12 +89,11 @@ pub struct Limits {
     forwarded: Option<&'static str>,
 }
 
-impl From<&Config> for Limits {
-    fn from(config: &Config) -> Limits {
-        let listen = &config.listen;
+impl Limits {
+    fn of(settings: &InForce) -> Limits {
+        let listen = &settings.get().listen;
         Limits {
             max_body: listen.max_body,
-            max_connections: listen.max_connections,
             head: HeadLimits {
                 headers: listen.max_headers,
                 bytes: listen.max_header_bytes,
@@ -119,8 +117,8 @@ impl From<&Config> for Limits {
 pub struct Ingress {
     /// Who answers.
     pub gateway: Arc<Gateway>,
-    /// The limits of what comes in.
-    pub limits: Limits,
+    /// The settings in force.
+    pub settings: InForce,
     /// What callers of TLS are met with; without it they come by plain HTTP.
     pub tls: Option<Arc<FromFiles<ServerConfig>>>,
     /// Where what goes wrong before a call is counted.
@@ -132,7 +130,8 @@ pub struct Ingress {
 impl Ingress {
     /// Serves callers until the gateway stops and everyone has been answered.
     pub async fn run(self, listener: TcpListener) {
-        let connections = Arc::new(Semaphore::new(self.limits.max_connections));
+        let max_connections = self.settings.get().listen.max_connections;
+        let connections = Arc::new(Semaphore::new(max_connections));
         let lifecycle = self.lifecycle.clone();
         let ingress = Arc::new(self);
         let draining = lifecycle.reached(Phase::Draining);
@@ -152,7 +151,7 @@ impl Ingress {
             });
         }
         drop(listener);
-        let all = u32::try_from(ingress.limits.max_connections).unwrap_or(u32::MAX);
+        let all = u32::try_from(max_connections).unwrap_or(u32::MAX);
         let flushed = async {
             lifecycle.reached(Phase::Expired).await;
             clock::sleep(FLUSH).await;
@@ -164,12 +163,12 @@ impl Ingress {
     }
 
     async fn serve(&self, stream: TcpStream, caller: Caller) {
-        let (gateway, limits) = (self.gateway.clone(), self.limits);
+        let (gateway, settings) = (self.gateway.clone(), self.settings.clone());
         let Some(tls) = &self.tls else {
-            return connection(stream, caller, gateway, limits, &self.lifecycle).await;
+            return connection(stream, caller, gateway, settings, &self.lifecycle).await;
         };
         if let Some(stream) = self.shake_hands(stream, tls.get()).await {
-            connection(stream, caller, gateway, limits, &self.lifecycle).await;
+            connection(stream, caller, gateway, settings, &self.lifecycle).await;
         }
     }
 
@@ -179,10 +178,11 @@ impl Ingress {
         stream: TcpStream,
         config: Arc<ServerConfig>,
     ) -> Option<TlsStream<TcpStream>> {
+        let header_timeout = self.settings.get().listen.header_timeout;
         let handshake = TlsAcceptor::from(config).accept(stream);
         let shaken = tokio::select! {
             biased;
-            shaken = within(self.limits.timeouts.header, handshake) => shaken,
+            shaken = within(header_timeout, handshake) => shaken,
             () = self.lifecycle.reached(Phase::Draining) => return None,
         };
         let (cause, error) = match shaken {
@@ -235,13 +235,16 @@ pub async fn connection<IO>(
     io: IO,
     caller: Caller,
     gateway: Arc<Gateway>,
-    limits: Limits,
+    settings: InForce,
     lifecycle: &Lifecycle,
 ) where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let limits = Limits::of(&settings);
     let activity = Activity::new(limits.timeouts);
     let service = service_fn(|request: Request<Incoming>| {
+        // A call goes by the settings of its time; what its connection was made with stays.
+        let limits = Limits::of(&settings);
         let (gateway, caller, activity) = (gateway.clone(), caller.clone(), activity.clone());
         let serving = activity.call(request.version() == Version::HTTP_2);
         async move {

@@ -24,7 +24,7 @@ use crate::{
     call::{Call, Caller, LaneKey, QuotaClass},
     catalogue::Command,
     clock::{self, Instant},
-    config::{Config, LogIds, Order},
+    config::{InForce, LogIds, Order},
     error::Refusal,
     metrics::Metrics,
     quota::{
@@ -54,7 +54,7 @@ pub struct Lanes {
     /// The way out.
     pub upstream: Upstream,
     metrics: Arc<Metrics>,
-    max_calls_per_key: usize,
+    settings: InForce,
     order: Order,
     /// How log lines name a key.
     pub ids: LogIds,
@@ -108,11 +108,12 @@ impl From<Refusal> for NoAnswer {
 impl Lanes {
     /// No lanes yet.
     pub fn new(
-        config: &Config,
+        settings: &InForce,
         quota: Arc<Quota>,
         upstream: Upstream,
         metrics: Arc<Metrics>,
     ) -> Arc<Lanes> {
+        let config = settings.get();
         Arc::new(Lanes {
             by_key: Sharded::new(),
             room: Arc::new(
@@ -121,7 +122,7 @@ impl Lanes {
             quota,
             upstream,
             metrics,
-            max_calls_per_key: config.queue.max_calls_per_key,
+            settings: settings.clone(),
             order: config.queue.order,
             ids: config.log.ids,
         })
@@ -211,7 +212,8 @@ impl Lanes {
         let is_new = lane.is_none();
         let lane = lane.unwrap_or_else(|| self.lane(key, &call));
         let mut state = lane.lock();
-        if let Some(full) = state.queue.full(&call.caller, self.max_calls_per_key) {
+        let max_calls = self.settings.get().queue.max_calls_per_key;
+        if let Some(full) = state.queue.full(&call.caller, max_calls) {
             let mut refusal = admission::no_room(class.refusal(), full);
             refusal.retry_after =
                 Some(self.forecast(&lane, &mut state, &call, pairs).at - clock::now());
@@ -410,6 +412,7 @@ impl Lane {
         let state = self.state.lock();
         let slots = state.slots.view(now);
         let oldest = state.queue.front().map(|(_, job)| now - job.call.received);
+        let pace = state.slots.pace();
         View {
             calls: state.queue.calls(),
             bytes: state.queue.bytes(),
@@ -417,8 +420,8 @@ impl Lane {
             oldest_wait: oldest.unwrap_or_default(),
             under_way: state.under_way.as_ref().map(|trip| trip.facts()),
             slots,
-            limit: state.slots.pace.limit,
-            window: state.slots.pace.window,
+            limit: pace.limit,
+            window: pace.window,
             counting: state.slots.counting(),
         }
     }
@@ -464,7 +467,7 @@ impl View {
     /// What there is to see of a key without a lane: its window, if it is remembered.
     pub fn of_window(
         slots: Option<Arc<Slots>>,
-        pace: &Pace,
+        pace: Pace,
         counting: Counting,
         now: Instant,
     ) -> View {

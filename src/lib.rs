@@ -48,6 +48,7 @@ pub mod upstream;
 pub mod admin;
 pub mod log;
 pub mod metrics;
+pub mod reload;
 pub mod serve;
 pub mod shutdown;
 pub mod tls;

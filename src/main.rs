@@ -6,12 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use chat_gateway::{
-    config::{self, Config},
-    demo,
-    keys::Keys,
-    log, serve, simulate,
-};
+use chat_gateway::{config::Config, demo, keys::Keys, log, reload::Source, serve, simulate};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -96,10 +91,11 @@ struct Settings {
 
 impl Settings {
     /// The settings, and the secrets in the files that they name.
-    fn read(&self) -> Result<(Config, Keys), ExitCode> {
-        let read = config::read(&self.config, &self.set).and_then(|config| {
+    fn read(self) -> Result<(Config, Keys, Source), ExitCode> {
+        let source = Source::new(self.config, self.set);
+        let read = source.read().and_then(|config| {
             let keys = Keys::open(&config)?;
-            Ok((config, keys))
+            Ok((config, keys, source))
         });
         read.map_err(|mistakes| {
             eprintln!("{mistakes}");
@@ -118,16 +114,16 @@ fn check(config: &Config, keys: &Keys) {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Check(settings) => match settings.read() {
-            Ok((config, keys)) => {
+            Ok((config, keys, _)) => {
                 check(&config, &keys);
                 return ExitCode::SUCCESS;
             }
             Err(code) => return code,
         },
         Command::Serve(settings) => match settings.read() {
-            Ok((config, keys)) => {
+            Ok((config, keys, source)) => {
                 log::init(&config.log);
-                run(serve::serve(config, keys))
+                run(serve::serve(config, keys, source))
             }
             Err(code) => return code,
         },

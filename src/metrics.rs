@@ -117,6 +117,12 @@ metrics! {
     tls_failures: IntCounterVec("chat_gateway_tls_handshake_failures_total", ["cause"]),
     /// Times that files which settings name had changed and were read again.
     files_read: IntCounterVec("chat_gateway_files_reloads_total", ["files", "outcome"]),
+    /// Times that the settings were read again.
+    config_reloads: IntCounterVec("chat_gateway_config_reloads_total", ["outcome"]),
+    /// Always 1; the hash of the settings in force is in the label.
+    config_info: GaugeVec("chat_gateway_config_info", ["hash"]),
+    /// When the settings in force were read, in seconds since 1970.
+    config_loaded: Gauge("chat_gateway_config_loaded_timestamp_seconds"),
     /// Calls of those who may not make them, because of their token or their rate.
     caller_refusals: IntCounterVec("chat_gateway_caller_refusals_total", ["reason"]),
     /// 1 while the upstream cannot be reached and is only probed, 0 otherwise.
@@ -341,6 +347,19 @@ impl Metrics {
         sum(&self.retries)
     }
 
+    /// These settings are in force from now on.
+    pub fn config_in_force(&self, hash: &str) {
+        self.config_info.reset();
+        self.config_info.with_label_values(&[hash]).set(1.0);
+        self.config_loaded
+            .set(crate::clock::unix_now().as_secs_f64());
+    }
+
+    /// The settings were read again: `applied`, `unchanged` or `refused`.
+    pub fn config_reload(&self, outcome: &str) {
+        self.config_reloads.with_label_values(&[outcome]).inc();
+    }
+
     /// A TLS handshake of a caller failed.
     pub fn tls_failure(&self, cause: &str) {
         self.tls_failures.with_label_values(&[cause]).inc();
@@ -406,6 +425,9 @@ impl Metrics {
         }
         for (_, outcome) in SPANS {
             self.trace_spans.with_label_values(&[outcome]);
+        }
+        for outcome in ["applied", "refused", "unchanged"] {
+            self.config_reloads.with_label_values(&[outcome]);
         }
         self.build_info
             .with_label_values(&[env!("CARGO_PKG_VERSION")])

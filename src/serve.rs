@@ -12,13 +12,14 @@ use tower::{Service as _, ServiceExt as _};
 use crate::{
     admin::Admin,
     clock::{self, Instant},
-    config::Config,
+    config::{Config, InForce, Scheme},
     gateway::Gateway,
-    ingress::{Ingress, Limits},
+    ingress::Ingress,
     keys::{Keys, Watches},
     lane::Lanes,
     metrics::Metrics,
     quota::local::Quota,
+    reload::{self, Reload, Source},
     rules::Rules,
     shutdown::{Lifecycle, Phase, Signals},
     tls,
@@ -45,6 +46,8 @@ pub struct Core {
     pub metrics: Arc<Metrics>,
     /// How far it has come.
     pub lifecycle: Lifecycle,
+    /// What brings it new settings.
+    pub reload: Arc<Reload>,
     watches: Watches,
     started: Instant,
 }
@@ -85,13 +88,14 @@ impl Core {
         );
         let rules = Rules::new(config);
         metrics.know(rules.commands(), quota.classes());
-        let upstream = Upstream::new(config, attempt, &metrics);
-        let lanes = Lanes::new(config, Arc::new(quota), upstream, metrics.clone());
+        let settings = InForce::new(config.clone());
+        let upstream = Upstream::new(&settings, attempt, &metrics);
+        let lanes = Lanes::new(&settings, Arc::new(quota), upstream, metrics.clone());
         let lifecycle = Lifecycle::new();
         let watches = std::mem::take(&mut keys.watches);
         let keys = Arc::new(keys);
         let gateway = Gateway::new(
-            config,
+            settings.clone(),
             keys.clone(),
             rules,
             lanes.clone(),
@@ -99,12 +103,14 @@ impl Core {
             lifecycle.clone(),
             traces,
         );
+        let reload = Reload::new(settings, lanes.clone(), metrics.clone());
         Core {
             gateway: Arc::new(gateway),
             keys,
             lanes,
             metrics,
             lifecycle,
+            reload: Arc::new(reload),
             watches,
             started: clock::now(),
         }
@@ -132,8 +138,6 @@ pub struct Bound {
     core: Core,
     traffic: TcpListener,
     admin: TcpListener,
-    limits: Limits,
-    grace: Duration,
     callers_tls: Option<Arc<FromFiles<ServerConfig>>>,
     upstream_tls: Arc<FromFiles<ClientConfig>>,
     exporter: Option<Exporter>,
@@ -143,7 +147,9 @@ impl Bound {
     /// Binds both ports and builds the parts.
     pub async fn new(config: &Config, keys: Keys) -> io::Result<Bound> {
         let callers_tls = tls::for_callers(&config.listen.tls)?.map(Arc::new);
-        let upstream_tls = Arc::new(tls::for_upstream(config.upstream.ca.clone())?);
+        let upstream = &config.upstream;
+        let upstream_tls = tls::for_upstream(upstream.ca.clone(), upstream.url.scheme)?;
+        let upstream_tls = Arc::new(upstream_tls);
         let traffic = bind("listen.traffic", config.listen.traffic).await?;
         let admin = bind("listen.admin", config.listen.admin).await?;
         let metrics = Arc::new(Metrics::of_this_process());
@@ -156,13 +162,10 @@ impl Bound {
             keys,
             traces,
         );
-        let limits = Limits::from(config);
         Ok(Bound {
             core,
             traffic,
             admin,
-            limits,
-            grace: config.shutdown.grace,
             callers_tls,
             upstream_tls,
             exporter,
@@ -191,8 +194,6 @@ impl Bound {
             core,
             traffic,
             admin,
-            limits,
-            grace,
             callers_tls,
             upstream_tls,
             exporter,
@@ -220,7 +221,7 @@ impl Bound {
         let operators = tokio::spawn(operators.run(admin));
         let callers = Ingress {
             gateway: core.gateway,
-            limits,
+            settings: core.reload.settings.clone(),
             tls: callers_tls,
             metrics: core.metrics,
             lifecycle: core.lifecycle.clone(),
@@ -232,6 +233,7 @@ impl Bound {
             stop.await;
             tracing::info!("draining: no new connections, what was read is served");
             lifecycle.advance(Phase::Draining);
+            let grace = core.reload.settings.get().shutdown.grace;
             clock::sleep(grace).await;
             tracing::warn!("the grace is over: what still waits is answered as draining");
             lifecycle.advance(Phase::Expired);
@@ -254,8 +256,9 @@ impl Bound {
 }
 
 /// `chat-gateway serve`: runs until a signal and says how it ended.
-pub async fn serve(config: Config, keys: Keys) -> io::Result<ExitCode> {
+pub async fn serve(config: Config, keys: Keys, source: Source) -> io::Result<ExitCode> {
     let mut signals = Signals::listen()?;
+    let hangups = reload::hangups()?;
     let bound = Bound::new(&config, keys).await?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -268,6 +271,8 @@ pub async fn serve(config: Config, keys: Keys) -> io::Result<ExitCode> {
         tracing::warn!("{warning}");
     }
     announce_windows(&config, &bound.core.lanes.quota);
+    let reload = bound.core.reload.clone();
+    let reloading = tokio::spawn(async move { reload.follow(source, hangups).await });
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let running = bound.run(async {
         // The sender is only dropped after it was used.
@@ -278,6 +283,8 @@ pub async fn serve(config: Config, keys: Keys) -> io::Result<ExitCode> {
         () = &mut running => return Ok(ExitCode::SUCCESS),
         _ = signals.next() => {}
     }
+    // Settings of a gateway that stops are of no use any more.
+    reloading.abort();
     let _ = stop.send(());
     tokio::select! {
         () = running => Ok(ExitCode::SUCCESS),
@@ -332,7 +339,7 @@ fn traces(config: &Config, metrics: &Arc<Metrics>) -> io::Result<Option<(Traces,
         return Ok(None);
     };
     // `upstream.ca` is for the API: the collector has one of the usual certificates.
-    let connector = connector(config, Arc::new(tls::for_upstream(None)?));
+    let connector = connector(config, Arc::new(tls::for_upstream(None, Scheme::Https)?));
     let (queue, exporter) = export::to_collector(&collector.traces(), connector, metrics.clone())
         .map_err(|error| io::Error::other(format!("trace.otlp: {error}")))?;
     Ok(Some((Traces::new(config.trace.sample, queue), exporter)))

@@ -17,7 +17,10 @@ use rustls::{
     server::WebPkiClientVerifier,
 };
 
-use crate::{config::Tls, watch::FromFiles};
+use crate::{
+    config::{Scheme, Tls},
+    watch::FromFiles,
+};
 
 /// What callers are met with; `None` if they come by plain HTTP.
 ///
@@ -46,9 +49,10 @@ pub fn for_callers(tls: &Tls) -> io::Result<Option<FromFiles<ServerConfig>>> {
 /// # Errors
 ///
 /// A file that cannot be used, by its setting, its path and what is wrong.
-pub fn for_upstream(ca: Option<PathBuf>) -> io::Result<FromFiles<ClientConfig>> {
+pub fn for_upstream(ca: Option<PathBuf>, scheme: Scheme) -> io::Result<FromFiles<ClientConfig>> {
     let paths: Vec<PathBuf> = ca.iter().cloned().collect();
-    FromFiles::read("upstream.ca", paths, move || client(ca.as_deref()))
+    let make = move || client(ca.as_deref(), scheme);
+    FromFiles::read("upstream.ca", paths, make)
 }
 
 /// Why a handshake failed, in one word of few, for a metric.
@@ -98,12 +102,14 @@ fn server(cert: &Path, key: &Path, client_ca: Option<&Path>) -> io::Result<Serve
     Ok(server)
 }
 
-fn client(ca: Option<&Path>) -> io::Result<ClientConfig> {
+fn client(ca: Option<&Path>, scheme: Scheme) -> io::Result<ClientConfig> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?;
     let builder = match ca {
         Some(file) => builder.with_root_certificates(roots("upstream.ca", file)?),
+        // The store of a system is large, and nobody is met by TLS.
+        None if scheme == Scheme::Http => builder.with_root_certificates(RootCertStore::empty()),
         // Images without a certificate store get Mozilla's, which is built in.
         None => match builder.clone().with_native_roots() {
             Ok(builder) => builder,
@@ -241,7 +247,7 @@ mod tests {
             (&empty, "it holds no certificate"),
             (&nowhere, "cannot be read"),
         ] {
-            let error = client(Some(file)).unwrap_err().to_string();
+            let error = client(Some(file), Scheme::Https).unwrap_err().to_string();
             assert!(error.starts_with("upstream.ca: "), "{error}");
             assert!(error.contains(reason), "{error}");
         }

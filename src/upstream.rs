@@ -18,13 +18,14 @@ pub mod trip;
 
 use std::{sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tower::{Service, ServiceBuilder, retry::RetryLayer, util::BoxCloneSyncService};
 
 use crate::{
     call::{Credentials, Head, Reply},
     catalogue::{Command, OTHER},
-    config::Config,
+    config::{self, InForce},
     error::Refusal,
     metrics::Metrics,
     quota::{floor::RttFloor, permit::Permit, scopes::Scopes},
@@ -120,6 +121,7 @@ pub struct Upstream {
     pub stack: Stack,
     /// Whether there is anyone to send to.
     pub breaker: Arc<Breaker>,
+    budget: Arc<retry::SharedBudget>,
     /// Credentials that it has just refused.
     pub refused: Arc<RefusedCredentials>,
     /// How long calls take there.
@@ -130,11 +132,12 @@ pub struct Upstream {
 
 impl Upstream {
     /// The stack over `attempt`, top to bottom.
-    pub fn new<A>(config: &Config, attempt: A, metrics: &Arc<Metrics>) -> Upstream
+    pub fn new<A>(settings: &InForce, attempt: A, metrics: &Arc<Metrics>) -> Upstream
     where
         A: Service<Outbound, Response = Reply, Error = Failure> + Clone + Send + Sync + 'static,
         A::Future: Send,
     {
+        let config = settings.get();
         let breaker = Arc::new(Breaker::new(
             config.retry.first_backoff,
             config.retry.max_backoff,
@@ -142,7 +145,13 @@ impl Upstream {
         let refused = Arc::new(RefusedCredentials::new());
         let service_time = Arc::new(trip::ServiceTime::default());
         let floor = Arc::new(Mutex::new(RttFloor::default()));
-        let repeat = retry::Repeats::new(&config.retry, service_time.clone(), metrics.clone());
+        let budget = Arc::new(ArcSwap::new(retry::budget(&config.retry)));
+        let repeat = retry::Repeats::new(
+            settings.clone(),
+            budget.clone(),
+            service_time.clone(),
+            metrics.clone(),
+        );
         let stack = ServiceBuilder::new()
             .layer(RetryLayer::new(repeat))
             .layer(tower::layer::layer_fn(|inner| {
@@ -160,9 +169,18 @@ impl Upstream {
         Upstream {
             stack: BoxCloneSyncService::new(stack),
             breaker,
+            budget,
             refused,
             service_time,
             floor,
+        }
+    }
+
+    /// From now on these settings hold. A budget that has changed begins anew.
+    pub fn follow(&self, old: &config::Retry, new: &config::Retry) {
+        self.breaker.set_waits(new.first_backoff, new.max_backoff);
+        if old.budget.to_bits() != new.budget.to_bits() {
+            self.budget.store(retry::budget(new));
         }
     }
 }

@@ -50,6 +50,11 @@ impl Watch {
         Watch { paths, known }
     }
 
+    /// What is there now counts as known: to be called before the files are read for another reason.
+    pub fn catch_up(&mut self) {
+        self.known = stamps(&self.paths);
+    }
+
     /// Waits until something else is at one of the paths, and has been for [`EVERY`]. What was
     /// removed is no change until something is there again. Cancel safe: a change that was not told
     /// is told by the next call.

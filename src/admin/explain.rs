@@ -238,7 +238,7 @@ mod tests {
             window: Duration::from_secs(1),
             call_timeout: Duration::from_secs(5),
         };
-        let mut view = View::of_window(None, &pace, Counting::Calls, now);
+        let mut view = View::of_window(None, pace, Counting::Calls, now);
         assert_eq!(why(&view, true, now), "nobody waits for this key");
         view.calls = 3;
         assert!(why(&view, false, now).starts_with("the upstream cannot be reached"));

@@ -10,7 +10,7 @@ use super::tree::Value;
 /// One kind of value. Messages continue the name of the setting: "is 0; write ...".
 pub(super) trait Kind {
     /// What the gateway works with.
-    type Value;
+    type Value: Clone + PartialEq + 'static;
 
     /// The value, or what is wrong with it and what to write instead.
     fn read(&self, value: &Value<'_>) -> Result<Self::Value, String>;
@@ -27,7 +27,7 @@ pub(super) struct CountIn<T> {
 
 impl<T> Kind for CountIn<T>
 where
-    T: Copy + Display + PartialOrd + TryFrom<i128>,
+    T: Copy + Display + PartialOrd + TryFrom<i128> + 'static,
 {
     type Value = T;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::kind::{Kind, quoted};
-use super::schema::{self, Visitor};
+use super::schema::{self, Effect, Section, Visitor};
 use super::settings::Config;
 
 /// Every setting of `config`, in the order of the schema.
@@ -50,10 +50,11 @@ impl Visitor for Printer {
         self.headed = false;
     }
 
-    fn optional_section<T: Default>(
+    fn optional_section<T: Section>(
         &mut self,
         name: &'static str,
         value: &mut Option<T>,
+        _: Effect,
         body: impl FnOnce(&mut T, &mut Self),
     ) {
         match value {
@@ -62,10 +63,11 @@ impl Visitor for Printer {
         }
     }
 
-    fn list<T: Default>(
+    fn list<T: Section>(
         &mut self,
         name: &'static str,
         entries: &mut Vec<T>,
+        _: Effect,
         body: impl Fn(&mut T, &mut Self),
     ) {
         self.path.push(name.to_owned());
@@ -82,13 +84,19 @@ impl Visitor for Printer {
         }
     }
 
-    fn setting<K: Kind>(&mut self, name: &'static str, value: &mut K::Value, kind: &K) {
+    fn setting<K: Kind>(&mut self, name: &'static str, value: &mut K::Value, kind: &K, _: Effect) {
         self.line(&format!("{name} = {}", kind.write(value)));
     }
 
-    fn optional<K: Kind>(&mut self, name: &'static str, value: &mut Option<K::Value>, kind: &K) {
+    fn optional<K: Kind>(
+        &mut self,
+        name: &'static str,
+        value: &mut Option<K::Value>,
+        kind: &K,
+        effect: Effect,
+    ) {
         match value {
-            Some(value) => self.setting(name, value, kind),
+            Some(value) => self.setting(name, value, kind, effect),
             None => self.line(&format!("# {name} is not set")),
         }
     }
@@ -98,6 +106,7 @@ impl Visitor for Printer {
         name: &'static str,
         entries: &mut BTreeMap<String, K::Value>,
         kind: &K,
+        _: Effect,
     ) {
         self.section(name, |printer| {
             for (command, value) in entries {
@@ -113,7 +122,7 @@ impl Visitor for Printer {
 
     fn later(&mut self, _name: &'static str, _until_then: &'static str) {}
 
-    fn named<T: Default>(
+    fn named<T: Section>(
         &mut self,
         entries: &mut BTreeMap<String, T>,
         body: impl Fn(&mut T, &mut Self),

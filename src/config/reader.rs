@@ -9,7 +9,7 @@ use super::command;
 use super::kind::Kind;
 use super::relations;
 use super::rule;
-use super::schema::{self, Visitor};
+use super::schema::{self, Effect, Section, Visitor};
 use super::settings::Config;
 use super::suggest::{self, Known, Shape};
 use super::tree::{Finding, Item, Place, Value};
@@ -255,10 +255,11 @@ impl Visitor for Reader<'_> {
         self.leave();
     }
 
-    fn optional_section<T: Default>(
+    fn optional_section<T: Section>(
         &mut self,
         name: &'static str,
         value: &mut Option<T>,
+        _: Effect,
         body: impl FnOnce(&mut T, &mut Self),
     ) {
         let (path, item) = self.take_known(name, Shape::Section);
@@ -278,10 +279,11 @@ impl Visitor for Reader<'_> {
         self.leave();
     }
 
-    fn list<T: Default>(
+    fn list<T: Section>(
         &mut self,
         name: &'static str,
         entries: &mut Vec<T>,
+        _: Effect,
         body: impl Fn(&mut T, &mut Self),
     ) {
         let (path, item) = self.take_known(name, Shape::Section);
@@ -332,14 +334,20 @@ impl Visitor for Reader<'_> {
         }
     }
 
-    fn setting<K: Kind>(&mut self, name: &'static str, value: &mut K::Value, kind: &K) {
+    fn setting<K: Kind>(&mut self, name: &'static str, value: &mut K::Value, kind: &K, _: Effect) {
         let (path, item) = self.take_known(name, Shape::Setting);
         if let Some(read) = item.and_then(|item| self.value(&path, &item, kind)) {
             *value = read;
         }
     }
 
-    fn optional<K: Kind>(&mut self, name: &'static str, value: &mut Option<K::Value>, kind: &K) {
+    fn optional<K: Kind>(
+        &mut self,
+        name: &'static str,
+        value: &mut Option<K::Value>,
+        kind: &K,
+        _: Effect,
+    ) {
         let (path, item) = self.take_known(name, Shape::Setting);
         if let Some(read) = item.and_then(|item| self.value(&path, &item, kind)) {
             *value = Some(read);
@@ -351,6 +359,7 @@ impl Visitor for Reader<'_> {
         name: &'static str,
         entries: &mut BTreeMap<String, K::Value>,
         kind: &K,
+        _: Effect,
     ) {
         let (path, item) = self.take_known(name, Shape::Section);
         for item in self.section_items(&path, item) {
@@ -377,7 +386,7 @@ impl Visitor for Reader<'_> {
         });
     }
 
-    fn named<T: Default>(
+    fn named<T: Section>(
         &mut self,
         entries: &mut BTreeMap<String, T>,
         body: impl Fn(&mut T, &mut Self),

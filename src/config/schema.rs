@@ -1,5 +1,6 @@
 //! Every setting once: its name, its kind and its bounds. The reader and the printer both walk
-//! this list, so what can be written is what is shown.
+//! this list, so what can be written is what is shown. So does a reload, which learns here what takes
+//! effect at once.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use super::settings::{
 };
 use super::size::SizeIn;
 use super::upstream_url::{Collector, Url};
+use Effect::{Live, Restart};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_hours(1);
@@ -115,32 +117,60 @@ const LOG_IDS: Choice<LogIds> = Choice {
     later: &[],
 };
 
+/// When a changed value takes effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// With the reload.
+    Live,
+    /// At a restart: a socket, a file or a connection was made with the old one.
+    Restart,
+}
+
+/// What a section holds that may be left out or be there several times. It changes as a whole.
+pub(super) trait Section: Clone + Default + PartialEq + 'static {}
+
+impl<T: Clone + Default + PartialEq + 'static> Section for T {}
+
 /// Something that is led past every setting.
 pub(super) trait Visitor: Sized {
     /// A section; `body` leads past what is in it.
     fn section(&mut self, name: &'static str, body: impl FnOnce(&mut Self));
 
     /// A section that may be left out.
-    fn optional_section<T: Default>(
+    fn optional_section<T: Section>(
         &mut self,
         name: &'static str,
         value: &mut Option<T>,
+        effect: Effect,
         body: impl FnOnce(&mut T, &mut Self),
     );
 
     /// A section that may be there several times, as `[[name]]`.
-    fn list<T: Default>(
+    fn list<T: Section>(
         &mut self,
         name: &'static str,
         entries: &mut Vec<T>,
+        effect: Effect,
         body: impl Fn(&mut T, &mut Self),
     );
 
     /// A setting that always has a value.
-    fn setting<K: Kind>(&mut self, name: &'static str, value: &mut K::Value, kind: &K);
+    fn setting<K: Kind>(
+        &mut self,
+        name: &'static str,
+        value: &mut K::Value,
+        kind: &K,
+        effect: Effect,
+    );
 
     /// A setting that may be left out.
-    fn optional<K: Kind>(&mut self, name: &'static str, value: &mut Option<K::Value>, kind: &K);
+    fn optional<K: Kind>(
+        &mut self,
+        name: &'static str,
+        value: &mut Option<K::Value>,
+        kind: &K,
+        effect: Effect,
+    );
 
     /// A section with an entry per command.
     fn commands<K: Kind>(
@@ -148,13 +178,15 @@ pub(super) trait Visitor: Sized {
         name: &'static str,
         entries: &mut BTreeMap<String, K::Value>,
         kind: &K,
+        effect: Effect,
     );
 
     /// A section or setting of a later version, and what holds until then.
     fn later(&mut self, name: &'static str, until_then: &'static str);
 
-    /// Sections with other names than the ones so far; `body` leads past what is in each.
-    fn named<T: Default>(
+    /// Sections with other names than the ones so far; `body` leads past what is in each. What is in
+    /// them is live; which there are takes a restart.
+    fn named<T: Section>(
         &mut self,
         entries: &mut BTreeMap<String, T>,
         body: impl Fn(&mut T, &mut Self),
@@ -182,19 +214,19 @@ pub(super) fn visit<V: Visitor>(config: &mut Config, v: &mut V) {
     v.section("upstream", |v| visit_upstream(upstream, v));
     v.section("queue", |v| visit_queue(queue, v));
     v.section("merge", |v| {
-        v.setting("enabled", &mut merge.enabled, &Switch);
+        v.setting("enabled", &mut merge.enabled, &Switch, Live);
     });
     v.section("shutdown", |v| {
-        v.setting("grace", &mut shutdown.grace, &WAIT_OR_NONE);
+        v.setting("grace", &mut shutdown.grace, &WAIT_OR_NONE, Live);
     });
     v.section("retry", |v| visit_retry(retry, v));
     v.section("quota", |v| visit_quotas(quota, v));
-    v.list("rule", rules, visit_rule);
-    v.list("credentials", credentials, visit_credentials);
-    v.optional_section("access", access, visit_access);
+    v.list("rule", rules, Restart, visit_rule);
+    v.list("credentials", credentials, Restart, visit_credentials);
+    v.optional_section("access", access, Restart, visit_access);
     v.section("state", |v| {
-        v.optional("file", &mut state.file, &FilePath);
-        v.setting("hold", &mut state.hold, &HOLD);
+        v.optional("file", &mut state.file, &FilePath, Restart);
+        v.setting("hold", &mut state.hold, &HOLD, Restart);
     });
     v.section("log", |v| visit_log(log, v));
     v.section("trace", |v| visit_trace(trace, v));
@@ -202,47 +234,72 @@ pub(super) fn visit<V: Visitor>(config: &mut Config, v: &mut V) {
 }
 
 fn visit_listen<V: Visitor>(listen: &mut Listen, v: &mut V) {
-    v.setting("traffic", &mut listen.traffic, &ListenAddress);
-    v.setting("admin", &mut listen.admin, &ListenAddress);
-    v.setting("status_codes", &mut listen.status_codes, &STATUS_CODES);
-    v.setting("max_body", &mut listen.max_body, &BODY);
-    v.setting("max_connections", &mut listen.max_connections, &CONNECTIONS);
-    v.setting("max_streams", &mut listen.max_streams, &STREAMS);
-    v.setting("max_headers", &mut listen.max_headers, &HEADERS);
-    v.setting("max_header_bytes", &mut listen.max_header_bytes, &HEAD);
-    v.setting("header_timeout", &mut listen.header_timeout, &WAIT);
-    v.setting("body_timeout", &mut listen.body_timeout, &WAIT);
-    v.setting("idle_timeout", &mut listen.idle_timeout, &WAIT);
-    v.setting("write_timeout", &mut listen.write_timeout, &WAIT);
-    v.setting("forwarded", &mut listen.forwarded, &Switch);
+    v.setting("traffic", &mut listen.traffic, &ListenAddress, Restart);
+    v.setting("admin", &mut listen.admin, &ListenAddress, Restart);
+    v.setting(
+        "status_codes",
+        &mut listen.status_codes,
+        &STATUS_CODES,
+        Live,
+    );
+    v.setting("max_body", &mut listen.max_body, &BODY, Live);
+    v.setting(
+        "max_connections",
+        &mut listen.max_connections,
+        &CONNECTIONS,
+        Restart,
+    );
+    v.setting("max_streams", &mut listen.max_streams, &STREAMS, Live);
+    v.setting("max_headers", &mut listen.max_headers, &HEADERS, Live);
+    v.setting(
+        "max_header_bytes",
+        &mut listen.max_header_bytes,
+        &HEAD,
+        Live,
+    );
+    v.setting("header_timeout", &mut listen.header_timeout, &WAIT, Live);
+    v.setting("body_timeout", &mut listen.body_timeout, &WAIT, Live);
+    v.setting("idle_timeout", &mut listen.idle_timeout, &WAIT, Live);
+    v.setting("write_timeout", &mut listen.write_timeout, &WAIT, Live);
+    v.setting("forwarded", &mut listen.forwarded, &Switch, Live);
     v.section("tls", |v| {
-        v.optional("cert", &mut listen.tls.cert, &FilePath);
-        v.optional("key", &mut listen.tls.key, &FilePath);
-        v.optional("client_ca", &mut listen.tls.client_ca, &FilePath);
+        v.optional("cert", &mut listen.tls.cert, &FilePath, Restart);
+        v.optional("key", &mut listen.tls.key, &FilePath, Restart);
+        v.optional("client_ca", &mut listen.tls.client_ca, &FilePath, Restart);
     });
 }
 
 fn visit_upstream<V: Visitor>(upstream: &mut Upstream, v: &mut V) {
-    v.setting("url", &mut upstream.url, &Url);
-    v.setting("connect_timeout", &mut upstream.connect_timeout, &WAIT);
-    v.setting("call_timeout", &mut upstream.call_timeout, &WAIT);
-    v.optional("ca", &mut upstream.ca, &FilePath);
-    v.setting("http2", &mut upstream.http2, &Switch);
+    v.setting("url", &mut upstream.url, &Url, Restart);
+    v.setting(
+        "connect_timeout",
+        &mut upstream.connect_timeout,
+        &WAIT,
+        Restart,
+    );
+    v.setting("call_timeout", &mut upstream.call_timeout, &WAIT, Restart);
+    v.optional("ca", &mut upstream.ca, &FilePath, Restart);
+    v.setting("http2", &mut upstream.http2, &Switch, Restart);
 }
 
 fn visit_queue<V: Visitor>(queue: &mut Queue, v: &mut V) {
-    v.setting("deadline", &mut queue.deadline, &WAIT);
-    v.setting("max_calls", &mut queue.max_calls, &CALLS);
-    v.setting("max_bytes", &mut queue.max_bytes, &BYTES);
-    v.setting("max_calls_per_key", &mut queue.max_calls_per_key, &CALLS);
-    v.setting("order", &mut queue.order, &ORDER);
+    v.setting("deadline", &mut queue.deadline, &WAIT, Live);
+    v.setting("max_calls", &mut queue.max_calls, &CALLS, Live);
+    v.setting("max_bytes", &mut queue.max_bytes, &BYTES, Live);
+    v.setting(
+        "max_calls_per_key",
+        &mut queue.max_calls_per_key,
+        &CALLS,
+        Live,
+    );
+    v.setting("order", &mut queue.order, &ORDER, Restart);
 }
 
 fn visit_retry<V: Visitor>(retry: &mut Retry, v: &mut V) {
-    v.setting("max_attempts", &mut retry.max_attempts, &ATTEMPTS);
-    v.setting("first_backoff", &mut retry.first_backoff, &WAIT);
-    v.setting("max_backoff", &mut retry.max_backoff, &WAIT);
-    v.setting("budget", &mut retry.budget, &BUDGET);
+    v.setting("max_attempts", &mut retry.max_attempts, &ATTEMPTS, Live);
+    v.setting("first_backoff", &mut retry.first_backoff, &WAIT, Live);
+    v.setting("max_backoff", &mut retry.max_backoff, &WAIT, Live);
+    v.setting("budget", &mut retry.budget, &BUDGET, Live);
 }
 
 fn visit_quotas<V: Visitor>(quotas: &mut Quotas, v: &mut V) {
@@ -260,7 +317,7 @@ fn visit_quotas<V: Visitor>(quotas: &mut Quotas, v: &mut V) {
             per,
         } = group_attributes;
         visit_quota((limit, window, profile), v);
-        v.setting("per", per, &PER);
+        v.setting("per", per, &PER, Restart);
     });
     v.section("message_extension", |v| {
         let ExtensionQuota {
@@ -270,7 +327,7 @@ fn visit_quotas<V: Visitor>(quotas: &mut Quotas, v: &mut V) {
             count,
         } = message_extension;
         visit_quota((limit, window, profile), v);
-        v.setting("count", count, &COUNT);
+        v.setting("count", count, &COUNT, Restart);
     });
     v.section("api", |v| {
         let ApiQuota {
@@ -280,7 +337,7 @@ fn visit_quotas<V: Visitor>(quotas: &mut Quotas, v: &mut V) {
             commands,
         } = api;
         visit_quota((limit, window, profile), v);
-        v.commands("commands", commands, &LIMIT);
+        v.commands("commands", commands, &LIMIT, Live);
     });
     v.named(named, |quota, v| {
         let Quota {
@@ -293,17 +350,17 @@ fn visit_quotas<V: Visitor>(quotas: &mut Quotas, v: &mut V) {
 }
 
 fn visit_rule<V: Visitor>(rule: &mut Rule, v: &mut V) {
-    v.setting("command", &mut rule.command, &CommandName);
-    v.setting("quota", &mut rule.quota, &QuotaName);
-    v.setting("key", &mut rule.key, &Pointers);
-    v.setting("repeat", &mut rule.repeat, &Switch);
+    v.setting("command", &mut rule.command, &CommandName, Restart);
+    v.setting("quota", &mut rule.quota, &QuotaName, Restart);
+    v.setting("key", &mut rule.key, &Pointers, Restart);
+    v.setting("repeat", &mut rule.repeat, &Switch, Restart);
 }
 
 fn visit_quota<V: Visitor>(quota: (&mut u32, &mut Duration, &mut Profile), v: &mut V) {
     let (limit, window, profile) = quota;
-    v.setting("limit", limit, &LIMIT);
-    v.setting("window", window, &WINDOW);
-    v.setting("profile", profile, &PROFILE);
+    v.setting("limit", limit, &LIMIT, Live);
+    v.setting("window", window, &WINDOW, Live);
+    v.setting("profile", profile, &PROFILE, Live);
 }
 
 fn visit_credentials<V: Visitor>(credentials: &mut Credentials, v: &mut V) {
@@ -312,9 +369,9 @@ fn visit_credentials<V: Visitor>(credentials: &mut Credentials, v: &mut V) {
         identifier,
         secret_key_file,
     } = credentials;
-    v.setting("sdkappid", sdkappid, &APP);
-    v.setting("identifier", identifier, &Identifier);
-    v.setting("secret_key_file", secret_key_file, &FilePath);
+    v.setting("sdkappid", sdkappid, &APP, Restart);
+    v.setting("identifier", identifier, &Identifier, Restart);
+    v.setting("secret_key_file", secret_key_file, &FilePath, Restart);
 }
 
 fn visit_access<V: Visitor>(access: &mut Access, v: &mut V) {
@@ -322,28 +379,28 @@ fn visit_access<V: Visitor>(access: &mut Access, v: &mut V) {
         tokens_file,
         callers,
     } = access;
-    v.setting("tokens_file", tokens_file, &FilePath);
-    v.list("caller", callers, |caller, v| {
+    v.setting("tokens_file", tokens_file, &FilePath, Restart);
+    v.list("caller", callers, Restart, |caller, v| {
         let AccessCaller {
             name,
             commands,
             rate,
             burst,
         } = caller;
-        v.setting("name", name, &CallerName);
-        v.optional("commands", commands, &CommandNames);
-        v.optional("rate", rate, &LIMIT);
-        v.optional("burst", burst, &LIMIT);
+        v.setting("name", name, &CallerName, Restart);
+        v.optional("commands", commands, &CommandNames, Restart);
+        v.optional("rate", rate, &LIMIT, Restart);
+        v.optional("burst", burst, &LIMIT, Restart);
     });
 }
 
 fn visit_log<V: Visitor>(log: &mut Log, v: &mut V) {
-    v.setting("level", &mut log.level, &LogFilter);
-    v.setting("format", &mut log.format, &LOG_FORMAT);
-    v.setting("ids", &mut log.ids, &LOG_IDS);
+    v.setting("level", &mut log.level, &LogFilter, Live);
+    v.setting("format", &mut log.format, &LOG_FORMAT, Restart);
+    v.setting("ids", &mut log.ids, &LOG_IDS, Restart);
 }
 
 fn visit_trace<V: Visitor>(trace: &mut Trace, v: &mut V) {
-    v.optional("otlp", &mut trace.otlp, &Collector);
-    v.setting("sample", &mut trace.sample, &SHARE);
+    v.optional("otlp", &mut trace.otlp, &Collector, Restart);
+    v.setting("sample", &mut trace.sample, &SHARE, Restart);
 }

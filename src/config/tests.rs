@@ -2,6 +2,7 @@
 
 mod layers;
 mod mistakes;
+mod reloading;
 mod shipped;
 mod totality;
 

@@ -13,8 +13,8 @@ use crate::call::QuotaClass;
 /// Room for waiting calls, shared by every lane and by the calls that have none.
 #[derive(Debug)]
 pub struct Room {
-    max_calls: usize,
-    max_bytes: usize,
+    max_calls: AtomicUsize,
+    max_bytes: AtomicUsize,
     all: Count,
     reading: AtomicUsize,
     group_attributes: Count,
@@ -61,7 +61,8 @@ pub struct Reading<'a> {
 impl Reading<'_> {
     /// So many bytes more have come.
     pub fn grow(&mut self, bytes: usize) -> Result<(), Full> {
-        if !reserve(&self.room.reading, bytes, self.room.max_bytes) {
+        let max_bytes = self.room.max_bytes.load(Ordering::Relaxed);
+        if !reserve(&self.room.reading, bytes, max_bytes) {
             return Err(Full::Bytes);
         }
         self.bytes += bytes;
@@ -80,8 +81,8 @@ impl Room {
     pub fn new(max_calls: usize, max_bytes: usize) -> Room {
         let [all, group_attributes, message_extension, api] = Default::default();
         Room {
-            max_calls,
-            max_bytes,
+            max_calls: AtomicUsize::new(max_calls),
+            max_bytes: AtomicUsize::new(max_bytes),
             all,
             reading: AtomicUsize::new(0),
             group_attributes,
@@ -98,13 +99,23 @@ impl Room {
         self
     }
 
+    /// From now on there is so much room. Whoever has a place keeps it.
+    pub fn resize(&self, max_calls: usize, max_bytes: usize) {
+        self.max_calls.store(max_calls, Ordering::Relaxed);
+        self.max_bytes.store(max_bytes, Ordering::Relaxed);
+    }
+
     /// A place for a call with a body of `bytes`, which waits for a key of `class` or only for the
     /// API-wide quota.
     pub fn enter(self: &Arc<Self>, class: Option<QuotaClass>, bytes: usize) -> Result<Place, Full> {
-        if !reserve(&self.all.calls, 1, self.max_calls) {
+        if !reserve(&self.all.calls, 1, self.max_calls.load(Ordering::Relaxed)) {
             return Err(Full::Calls);
         }
-        if !reserve(&self.all.bytes, bytes, self.max_bytes) {
+        if !reserve(
+            &self.all.bytes,
+            bytes,
+            self.max_bytes.load(Ordering::Relaxed),
+        ) {
             self.all.calls.fetch_sub(1, Ordering::Relaxed);
             return Err(Full::Bytes);
         }
@@ -147,7 +158,10 @@ impl Room {
 
     /// Calls and bytes that may wait, in all.
     pub fn bounds(&self) -> (usize, usize) {
-        (self.max_calls, self.max_bytes)
+        (
+            self.max_calls.load(Ordering::Relaxed),
+            self.max_bytes.load(Ordering::Relaxed),
+        )
     }
 
     fn of(&self, class: Option<QuotaClass>) -> &Count {
@@ -215,7 +229,10 @@ mod tests {
         drop(first);
         assert_eq!(room.waiting(class), (0, 0));
         let third = room.enter(None, 60).unwrap();
-        drop((second, third));
+        room.resize(1, 100);
+        drop(second);
+        assert_eq!(room.enter(None, 0).unwrap_err(), Full::Calls);
+        drop(third);
         assert_eq!(room.waiting(None), (0, 0));
     }
 }

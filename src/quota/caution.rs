@@ -106,6 +106,18 @@ impl Stepping {
         self.profile
     }
 
+    /// From now on the settings say `fastest`: in force at once unless the class has stepped down
+    /// below it.
+    pub fn set_fastest(&mut self, fastest: Profile, now: Instant) {
+        if self.profile == self.fastest || self.profile < fastest {
+            if self.profile != fastest {
+                self.changed_at = Some(now);
+            }
+            self.profile = fastest;
+        }
+        self.fastest = fastest;
+    }
+
     /// The last refusal.
     pub fn refused_at(&self) -> Option<Instant> {
         self.refused_at
@@ -307,6 +319,25 @@ mod tests {
         );
         assert_eq!(stepping.step_up(start + QUIET), Some(Profile::Spaced));
         assert_eq!(stepping.step_up(start + 10 * QUIET), None);
+    }
+
+    #[test]
+    fn a_class_should_follow_its_setting_unless_it_has_stepped_down_below() {
+        let now = clock::now();
+        let mut stepping = Stepping::default();
+        stepping.set_fastest(Profile::Spaced, now);
+        assert_eq!(stepping.profile(), Profile::Spaced);
+        stepping.set_fastest(Profile::Exact, now);
+        assert_eq!(stepping.profile(), Profile::Exact);
+        stepping.refused(now, now);
+        stepping.refused(now, now);
+        assert_eq!(stepping.profile(), Profile::Cautious);
+        for fastest in [Profile::Exact, Profile::Spaced] {
+            stepping.set_fastest(fastest, now);
+            assert_eq!(stepping.profile(), Profile::Cautious, "the upstream's word");
+        }
+        assert_eq!(stepping.step_up(now + QUIET), Some(Profile::Spaced));
+        assert_eq!(stepping.step_up(now + 9 * QUIET), None);
     }
 
     #[test]

@@ -62,6 +62,15 @@ impl Class {
         Profile::ALL[usize::from(self.profile.load(Ordering::Relaxed))]
     }
 
+    /// From now on it never steps up beyond `profile`, which is in force at once unless the class
+    /// has stepped down below it.
+    pub fn set_fastest(&self, profile: Profile, now: Instant) {
+        let mut stepping = self.stepping.lock();
+        stepping.set_fastest(profile, now);
+        self.profile
+            .store(stepping.profile() as u8, Ordering::Relaxed);
+    }
+
     /// Why it is in force: the last refusal, and whether another spender caused it.
     pub fn reason(&self) -> Stepping {
         self.stepping.lock().clone()

@@ -9,7 +9,7 @@
 //!
 //! Nothing here reads a clock: `now` comes in as an argument.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use super::window::{Pace, Window};
 use crate::clock::Instant;
@@ -104,6 +104,16 @@ impl Tally {
             taken,
         };
         self.cooling.insert(place, call);
+    }
+
+    /// From now on a slot cools for `to` instead of `from`, as that of its window does.
+    pub fn change_period(&mut self, now: Instant, from: Duration, to: Duration) {
+        self.forget(now);
+        for call in &mut self.cooling {
+            let shorter = from.saturating_sub(to);
+            let at = call.free_at + to.saturating_sub(from);
+            call.free_at = at.checked_sub(shorter).unwrap_or(now);
+        }
     }
 
     /// It was never sent.

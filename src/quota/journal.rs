@@ -64,7 +64,7 @@ const CLOCK_SLACK: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    paces: Paces,
+    paces: Mutex<Paces>,
     inner: Mutex<Inner>,
     remembered: Mutex<HashMap<WindowId, Vec<Slot>>>,
     /// What was remembered at the start.
@@ -219,7 +219,7 @@ impl Journal {
         std::fs::rename(beside(path, ".new"), path)?;
         Ok(Journal {
             path: path.to_owned(),
-            paces,
+            paces: Mutex::new(paces),
             inner: Mutex::new(Inner {
                 file,
                 length: content.len() as u64,
@@ -233,6 +233,11 @@ impl Journal {
             summary,
             _lock: lock,
         })
+    }
+
+    /// From now on slots cool for so long, those that are written down too.
+    pub fn set_paces(&self, paces: Paces) {
+        *self.paces.lock() = paces;
     }
 
     /// Writes what is pending, notices that the clock was moved, tries again after a failure, and
@@ -277,6 +282,7 @@ impl Journal {
     }
 
     fn try_compact(&self) -> io::Result<()> {
+        let paces = self.paces.lock().clone();
         let (file, length, now) = {
             let inner = self.inner.lock();
             (
@@ -288,7 +294,7 @@ impl Journal {
         let header = HEADER.len() as u64;
         let ledger = Ledger::read(&part(&file, header, length)?);
         let mut content = beginning(&ledger);
-        for busy in ledger.busy(&self.paces, now) {
+        for busy in ledger.busy(&paces, now) {
             content.extend_from_slice(&busy.record().encode());
         }
         drop(ledger);

@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
+
 use super::{
     class::Class,
     counting::{Counting, Known, Tally},
@@ -29,13 +31,13 @@ use crate::{
 pub struct Quota {
     keys: Sharded<LaneKey, Arc<Slots>>,
     commands: Mutex<Commands>,
-    settings: Settings,
+    settings: ArcSwap<Settings>,
     group_attributes: Arc<Class>,
     message_extension: Arc<Class>,
     /// Those that rules name.
-    ruled: BTreeMap<&'static str, (Arc<Class>, Pace)>,
+    ruled: BTreeMap<&'static str, Arc<Class>>,
+    per: Per,
     api: Arc<Class>,
-    started: Instant,
     /// Where windows longer than `state.hold` are written down.
     pub journal: Option<Arc<Journal>>,
 }
@@ -43,12 +45,21 @@ pub struct Quota {
 /// The part of the settings that the windows need.
 #[derive(Clone, Debug)]
 struct Settings {
-    group_attributes: Pace,
-    per: Per,
-    message_extension: Pace,
-    api: Pace,
+    group_attributes: Timing,
+    message_extension: Timing,
+    ruled: BTreeMap<&'static str, Timing>,
+    api: Timing,
     api_commands: HashMap<String, u32>,
     hold: Duration,
+}
+
+/// How the windows of one quota run.
+#[derive(Clone, Copy, Debug)]
+struct Timing {
+    pace: Pace,
+    /// From when on what is not remembered is certainly not counted any more: until then a new
+    /// window has no free slot. `None` if that is not waited for.
+    known_from: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -62,28 +73,12 @@ impl Quota {
     /// have passed once, since nobody knows what a process before this one sent. `state.file` is
     /// left alone.
     pub fn new(config: &Config) -> Quota {
-        let call_timeout = config.upstream.call_timeout;
-        let pace = |limit, window| Pace {
-            limit,
-            window,
-            call_timeout,
-        };
         let quota = &config.quota;
         let class = |name, profile| Arc::new(Class::new(name, profile));
         Quota {
             keys: Sharded::new(),
             commands: Mutex::default(),
-            settings: Settings {
-                group_attributes: pace(quota.group_attributes.limit, quota.group_attributes.window),
-                per: quota.group_attributes.per,
-                message_extension: pace(
-                    quota.message_extension.limit,
-                    quota.message_extension.window,
-                ),
-                api: pace(quota.api.limit, quota.api.window),
-                api_commands: quota.api.commands.clone().into_iter().collect(),
-                hold: config.state.hold,
-            },
+            settings: ArcSwap::from_pointee(Settings::new(config, clock::now())),
             group_attributes: class("group_attributes", quota.group_attributes.profile),
             message_extension: Arc::new(Class::with_pairs(
                 "message_extension",
@@ -95,13 +90,51 @@ impl Quota {
                 .iter()
                 .map(|(name, quota)| {
                     let name = interned(name);
-                    let own = class(name, quota.profile);
-                    (name, (own, pace(quota.limit, quota.window)))
+                    (name, class(name, quota.profile))
                 })
                 .collect(),
+            per: quota.group_attributes.per,
             api: class("api", quota.api.profile),
-            started: clock::now(),
             journal: None,
+        }
+    }
+
+    /// From now on the windows are those of `config`, also the ones that are in use: nothing that
+    /// was spent is forgotten. What is counted, and whose calls are counted together, stays as it
+    /// was at the start.
+    pub fn follow(&self, config: &Config) {
+        let now = clock::now();
+        let quota = &config.quota;
+        for (class, profile) in [
+            (&self.group_attributes, quota.group_attributes.profile),
+            (&self.message_extension, quota.message_extension.profile),
+            (&self.api, quota.api.profile),
+        ] {
+            class.set_fastest(profile, now);
+        }
+        for (name, class) in &self.ruled {
+            if let Some(quota) = quota.named.get(*name) {
+                class.set_fastest(quota.profile, now);
+            }
+        }
+        let settings = Arc::new(self.settings.load().followed_by(config, now));
+        if let Some(journal) = &self.journal {
+            journal.set_paces(settings.paces());
+        }
+        // Windows are made under the locks below, so that one that was made by the old settings is
+        // met there.
+        self.settings.store(settings.clone());
+        for shard in self.keys.each() {
+            for (key, slots) in &*shard {
+                let pace = settings.of(key.class).pace;
+                slots.follow(pace, settings.is_written(&pace), now);
+            }
+        }
+        for (path, apps) in &self.commands.lock().by_path {
+            let pace = settings.of_command(path).pace;
+            for command in apps.values() {
+                command.slots.follow(pace, settings.is_written(&pace), now);
+            }
         }
     }
 
@@ -109,12 +142,7 @@ impl Quota {
     /// uses that file.
     pub fn with_state(config: &Config) -> io::Result<Quota> {
         let mut quota = Quota::new(config);
-        let paces = Paces {
-            group_attributes: quota.settings.group_attributes,
-            message_extension: quota.settings.message_extension,
-            ruled: Paces::of_ruled(quota.ruled.iter().map(|(name, (_, pace))| (*name, *pace))),
-            api: quota.settings.api,
-        };
+        let paces = quota.settings.load().paces();
         if let Some(file) = &config.state.file {
             quota.journal = Journal::open(file, paces)?.map(Arc::new);
             if quota
@@ -136,7 +164,7 @@ impl Quota {
         }
         let slots = Arc::new(self.slots(
             self.class(Some(key.class)),
-            *self.pace(key.class),
+            |settings| settings.of(key.class),
             || WindowId::of_key(key),
         ));
         shard.insert(key.clone(), slots.clone());
@@ -155,7 +183,7 @@ impl Quota {
 
     /// Whether lanes of this class share windows.
     pub fn is_shared(&self, class: QuotaClass) -> bool {
-        class == QuotaClass::GroupAttributes && self.settings.per == Per::Identifier
+        class == QuotaClass::GroupAttributes && self.per == Per::Identifier
     }
 
     /// The window of a key, if it is remembered.
@@ -170,13 +198,9 @@ impl Quota {
             return slots.clone();
         }
         let rest = commands.apps.entry(app).or_default().clone();
-        let limit = self.settings.api_limit(path);
         let slots = self.slots(
             &self.api,
-            Pace {
-                limit,
-                ..self.settings.api
-            },
+            |settings| settings.of_command(path),
             || WindowId::of_command(path, app),
         );
         let slots = Arc::new(CommandSlots::new(slots, rest));
@@ -205,28 +229,20 @@ impl Quota {
         match class {
             Some(QuotaClass::GroupAttributes) => &self.group_attributes,
             Some(QuotaClass::MessageExtension) => &self.message_extension,
-            Some(QuotaClass::Ruled(quota)) => {
-                self.ruled.get(quota).map_or(&self.api, |(class, _)| class)
-            }
+            Some(QuotaClass::Ruled(quota)) => self.ruled.get(quota).unwrap_or(&self.api),
             None => &self.api,
         }
     }
 
     /// The limit and length of a class of keys, or of commands without limits of their own.
-    pub fn pace_of(&self, class: Option<QuotaClass>) -> &Pace {
-        class.map_or(&self.settings.api, |class| self.pace(class))
+    pub fn pace_of(&self, class: Option<QuotaClass>) -> Pace {
+        let settings = self.settings.load();
+        class.map_or(settings.api, |class| settings.of(class)).pace
     }
 
     /// The limit and length of a class of keys.
-    pub fn pace(&self, class: QuotaClass) -> &Pace {
-        match class {
-            QuotaClass::GroupAttributes => &self.settings.group_attributes,
-            QuotaClass::MessageExtension => &self.settings.message_extension,
-            QuotaClass::Ruled(quota) => {
-                let own = self.ruled.get(quota);
-                own.map_or(&self.settings.api, |(_, pace)| pace)
-            }
-        }
+    pub fn pace(&self, class: QuotaClass) -> Pace {
+        self.settings.load().of(class).pace
     }
 
     /// Forgets windows in which nothing matters any more and that nobody holds, and lets classes
@@ -291,43 +307,132 @@ impl Quota {
             .sum()
     }
 
-    fn slots(&self, class: &Arc<Class>, pace: Pace, id: impl FnOnce() -> WindowId) -> Slots {
-        let known_from = self.started + pace.period();
+    /// To be called under the lock that the window is then kept under.
+    fn slots(
+        &self,
+        class: &Arc<Class>,
+        of: impl FnOnce(&Settings) -> Timing,
+        id: impl FnOnce() -> WindowId,
+    ) -> Slots {
+        let settings = self.settings.load();
+        let Timing { pace, known_from } = of(&settings);
+        let is_written = settings.is_written(&pace);
         let journal = self.journal.as_ref();
-        let journal = journal.filter(|_| pace.window > self.settings.hold);
-        let written = journal.map(|journal| Page::new(journal.clone(), id()));
+        let page = journal.map(|journal| Page::new(journal.clone(), id()));
         let known = class.known();
-        let recalled: Option<Vec<_>> = written.as_ref().map(|page| page.recall().collect());
-        let window = if let Some(recalled) = &recalled {
-            let one_each = class.has_pairs() && known.counting() == Counting::Calls;
-            let slots = recalled.iter().flat_map(|&(until, slots)| {
-                std::iter::repeat_n(until, if one_each { 1 } else { slots as usize })
-            });
-            Window::remembered(pace.limit, slots)
-        } else if pace.window <= self.settings.hold && clock::now() < known_from {
-            Window::spent(pace.limit, known_from)
-        } else {
-            Window::new(pace.limit)
+        let now = clock::now();
+        let recalled: Option<Vec<_>> = page
+            .as_ref()
+            .filter(|_| is_written)
+            .map(|page| page.recall().collect());
+        let mut window = match &recalled {
+            Some(recalled) => {
+                let one_each = class.has_pairs() && known.counting() == Counting::Calls;
+                let slots = recalled.iter().flat_map(|&(until, slots)| {
+                    std::iter::repeat_n(until, if one_each { 1 } else { slots as usize })
+                });
+                Window::remembered(pace.limit, slots)
+            }
+            None => Window::new(pace.limit),
         };
+        let held_until = known_from.filter(|&at| at > now);
+        if let Some(until) = held_until {
+            window.hold_free(now, until);
+        }
         let tally = (known == Known::CallsSoFar).then(|| {
             // Of a window that counts as spent nobody knows the pairs: as many as there may be.
-            let spent = window.cooling().next().map(|until| (until, pace.limit));
+            let spent = held_until.map(|until| (until, pace.limit));
             let calls = recalled.unwrap_or_else(|| spent.into_iter().collect());
             Tally::remembered(calls.into_iter())
         });
-        Slots::new(pace, class.clone(), window, tally, written)
+        Slots::new(pace, class.clone(), window, tally, page, is_written)
     }
 }
 
 impl Settings {
+    fn new(config: &Config, started: Instant) -> Settings {
+        let call_timeout = config.upstream.call_timeout;
+        let hold = config.state.hold;
+        let timing = |limit, window| {
+            let pace = Pace {
+                limit,
+                window,
+                call_timeout,
+            };
+            Timing {
+                pace,
+                known_from: (window <= hold).then(|| started + pace.period()),
+            }
+        };
+        let quota = &config.quota;
+        let (attributes, extension) = (&quota.group_attributes, &quota.message_extension);
+        let named = quota.named.iter();
+        Settings {
+            group_attributes: timing(attributes.limit, attributes.window),
+            message_extension: timing(extension.limit, extension.window),
+            ruled: named
+                .map(|(name, quota)| (interned(name), timing(quota.limit, quota.window)))
+                .collect(),
+            api: timing(quota.api.limit, quota.api.window),
+            api_commands: quota.api.commands.clone().into_iter().collect(),
+            hold,
+        }
+    }
+
+    /// Those of `config`, which replace these at `now`.
+    fn followed_by(&self, config: &Config, now: Instant) -> Settings {
+        let mut new = Settings::new(config, now);
+        new.hold = self.hold;
+        let timings = [
+            (&self.group_attributes, &mut new.group_attributes),
+            (&self.message_extension, &mut new.message_extension),
+            (&self.api, &mut new.api),
+        ];
+        let old_ruled = &self.ruled;
+        let ruled = new.ruled.iter_mut();
+        let ruled = ruled.filter_map(|(name, new)| Some((old_ruled.get(name)?, new)));
+        for (old, new) in timings.into_iter().chain(ruled) {
+            let longer = new.pace.period().saturating_sub(old.pace.period());
+            // A window that is not remembered may have been spent by the new length. As at a start,
+            // what would have to wait for longer than `state.hold` begins empty.
+            let held = !longer.is_zero() && new.pace.window <= old.pace.window + self.hold;
+            new.known_from = old.known_from.max(held.then(|| now + longer));
+        }
+        new
+    }
+
+    fn of(&self, class: QuotaClass) -> Timing {
+        match class {
+            QuotaClass::GroupAttributes => self.group_attributes,
+            QuotaClass::MessageExtension => self.message_extension,
+            QuotaClass::Ruled(quota) => self.ruled.get(quota).copied().unwrap_or(self.api),
+        }
+    }
+
     /// `[quota.api.commands]` names a command by `service/command` or by its last part alone.
-    fn api_limit(&self, path: &str) -> u32 {
+    fn of_command(&self, path: &str) -> Timing {
         let name = path.strip_prefix("/v4/").unwrap_or(path);
         let last = name.rsplit('/').next().unwrap_or(name);
         let own = self
             .api_commands
             .get(name)
             .or_else(|| self.api_commands.get(last));
-        own.copied().unwrap_or(self.api.limit)
+        let mut timing = self.api;
+        timing.pace.limit = own.copied().unwrap_or(timing.pace.limit);
+        timing
+    }
+
+    fn is_written(&self, pace: &Pace) -> bool {
+        pace.window > self.hold
+    }
+
+    fn paces(&self) -> Paces {
+        let ruled = self.ruled.iter();
+        Paces {
+            group_attributes: self.group_attributes.pace,
+            message_extension: self.message_extension.pace,
+            ruled: Paces::of_ruled(ruled.map(|(name, timing)| (*name, timing.pace))),
+            api: self.api.pace,
+        }
     }
 }

@@ -6,7 +6,7 @@ use super::{
     journal::{self, record::Event},
     scopes::Scopes,
     slots::{CommandSlots, Slots},
-    window::Next,
+    window::{Next, Pace},
 };
 use crate::clock::{self, Instant};
 
@@ -118,7 +118,7 @@ impl Permit {
     pub fn settle(mut self, reply_at: Instant, rtt_floor: Duration) {
         let taken = self.taken;
         self.give_back(Event::Replied, reply_at, |slots, pairs| {
-            let free_at = slots.pace.free_after_reply(reply_at, rtt_floor);
+            let free_at = |pace: &Pace| pace.free_after_reply(reply_at, rtt_floor);
             slots.settle(pairs, free_at, taken);
         });
     }
@@ -135,7 +135,8 @@ impl Permit {
 
     fn give_back_lost(&mut self, closed_at: Instant) {
         self.give_back(Event::Lost, closed_at, |slots, pairs| {
-            slots.settle(pairs, slots.pace.free_after_loss(closed_at), false);
+            let free_at = |pace: &Pace| pace.free_after_loss(closed_at);
+            slots.settle(pairs, free_at, false);
         });
     }
 

@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -27,18 +27,23 @@ use crate::{
 /// One window, its rest and those who wait for it.
 #[derive(Debug)]
 pub struct Slots {
-    /// Its limit and length.
-    pub pace: Pace,
     class: Arc<Class>,
     pub(super) state: Mutex<State>,
     changed: Notify,
     pub(super) turn: tokio::sync::Mutex<()>,
     waiting: AtomicU32,
     page: Option<Page>,
+    /// Whether it is so long that it is written down.
+    is_written: AtomicBool,
+    /// The most slots that one call takes: the limit, but for a new one only when no call is under
+    /// way that was measured by the old one.
+    most: AtomicU32,
 }
 
 #[derive(Debug)]
 pub(super) struct State {
+    /// Its limit and length.
+    pub(super) pace: Pace,
     /// Of what `counting` says.
     pub(super) window: Window,
     counting: Counting,
@@ -61,15 +66,17 @@ pub struct CommandSlots {
 
 impl Slots {
     /// For a window of calls as it is found, and what is known of their pairs; `written` is where its
-    /// slots are written down.
+    /// slots are written down if it `is_written`.
     pub(super) fn new(
         pace: Pace,
         class: Arc<Class>,
         window: Window,
         tally: Option<Tally>,
         written: Option<Page>,
+        is_written: bool,
     ) -> Slots {
         let state = State {
+            pace,
             window,
             counting: Counting::Calls,
             tally: tally.map(Box::new),
@@ -79,14 +86,40 @@ impl Slots {
             last_sent: None,
         };
         Slots {
-            pace,
             class,
             state: Mutex::new(state),
             changed: Notify::new(),
             turn: tokio::sync::Mutex::new(()),
             waiting: AtomicU32::new(0),
             page: written,
+            is_written: AtomicBool::new(is_written),
+            most: AtomicU32::new(pace.limit),
         }
+    }
+
+    /// Its limit and length.
+    pub fn pace(&self) -> Pace {
+        self.state.lock().pace
+    }
+
+    /// The settings have changed: what is in flight and what cools counts by the new ones too.
+    pub(super) fn follow(&self, pace: Pace, is_written: bool, now: Instant) {
+        self.is_written.store(is_written, Ordering::Relaxed);
+        self.change(|state| {
+            let old = std::mem::replace(&mut state.pace, pace);
+            state.window.resize(pace.limit);
+            // What a process before this one sent was sent before now.
+            let remembered = (!state.window.is_idle(now)).then_some(now);
+            let last_sent = state.last_sent.or(remembered);
+            // A call is under way for the timeout, and perhaps for another one if it was lost.
+            let cooled = pace.call_timeout * 2 + pace.period();
+            let forgotten_by = last_sent.map(|sent| sent + cooled);
+            let (from, to) = (old.period(), pace.period());
+            state.window.change_period(now, from, to, forgotten_by);
+            if let Some(tally) = &mut state.tally {
+                tally.change_period(now, from, to);
+            }
+        });
     }
 
     /// Counts a call that waits for its turn.
@@ -107,6 +140,9 @@ impl Slots {
     /// The window in the unit that is in force.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock();
+        if state.window.in_flight() == 0 {
+            self.most.store(state.pace.limit, Ordering::Relaxed);
+        }
         self.follow_counting(&mut state);
         state
     }
@@ -119,7 +155,7 @@ impl Slots {
             && let Some(tally) = state.tally.take()
             && known == Known::Pairs
         {
-            state.window = tally.into_window(clock::now(), self.pace.limit);
+            state.window = tally.into_window(clock::now(), state.pace.limit);
         }
         state.counting = known.counting();
     }
@@ -133,7 +169,7 @@ impl Slots {
     }
 
     fn bounded(&self, pairs: u32) -> u32 {
-        pairs.clamp(1, self.pace.limit)
+        pairs.clamp(1, self.most.load(Ordering::Relaxed))
     }
 
     /// What there is to see of the window at `now`.
@@ -152,7 +188,8 @@ impl Slots {
 
     /// The share of the limit that is in use at `now`; above 1 where a limit was lowered.
     pub fn used(&self, now: Instant) -> f64 {
-        f64::from(self.state.lock().window.busy(now)) / f64::from(self.pace.limit)
+        let mut state = self.state.lock();
+        f64::from(state.window.busy(now)) / f64::from(state.pace.limit)
     }
 
     /// When a call of so many pairs can be sent behind `ahead`.
@@ -167,9 +204,10 @@ impl Slots {
         let slots = self.weight(&state, pairs);
         self.follow_profile(&mut state, now, slots);
         let rested = state.rest.until(now).unwrap_or(now) + service * ahead.batches;
+        let pace = state.pace;
         let slot = state
             .window
-            .forecast(now, &self.pace, ahead.slots, slots, service);
+            .forecast(now, &pace, ahead.slots, slots, service);
         let spaced = state.spacing.as_ref().map_or(now, |spacing| {
             spacing.next(now).unwrap_or(now) + spacing.gap() * ahead.slots
         });
@@ -199,14 +237,14 @@ impl Slots {
     fn follow_profile(&self, state: &mut State, now: Instant, slots: u32) {
         let profile = self.class.profile();
         let one_less = u32::from(profile == Profile::Cautious);
-        let limit = self
+        let limit = state
             .pace
             .limit
             .saturating_sub(one_less + state.left.slots(now))
             .max(1);
         // A call that needs more slots than are left may still have the whole window.
-        state.window.resize(limit.max(slots.min(self.pace.limit)));
-        let gap = self.pace.window / limit;
+        state.window.resize(limit.max(slots.min(state.pace.limit)));
+        let gap = state.pace.window / limit;
         if profile == Profile::Exact {
             state.spacing = None;
         } else if state
@@ -244,13 +282,13 @@ impl Slots {
     /// The upstream refused a call that was sent at `sent_at`.
     pub(super) fn refused(&self, sent_at: Instant, now: Instant) {
         self.change(|state| {
-            state.rest.refused(now, &self.pace);
+            state.rest.refused(now, &state.pace);
             if self.shows_pairs(state, now) {
                 return;
             }
             // The refused call holds its own slot still.
             let others = state.window.busy(now).saturating_sub(1);
-            if caution::is_nearly_alone(others, self.pace.limit) {
+            if caution::is_nearly_alone(others, state.pace.limit) {
                 return;
             }
             if self.class.refused(sent_at, now) == Consequence::AnotherSpends {
@@ -265,7 +303,7 @@ impl Slots {
             return false;
         };
         let (calls, pairs) = (state.window.busy(now), tally.busy(now));
-        if !counting::shows_pairs(calls, pairs, self.pace.limit) {
+        if !counting::shows_pairs(calls, pairs, state.pace.limit) {
             return false;
         }
         self.class.explained(now);
@@ -274,7 +312,7 @@ impl Slots {
                 quota = self.class.name(),
                 calls,
                 pairs,
-                limit = self.pace.limit,
+                limit = state.pace.limit,
                 "counting pairs from now on: the upstream refused a call in a window of so many calls \
                  and pairs"
             );
@@ -317,8 +355,9 @@ impl Slots {
 
     /// A call of so many pairs is over: its slots are free again at `free_at`. `taken` says that the
     /// upstream took it.
-    pub(super) fn settle(&self, pairs: u32, free_at: Instant, taken: bool) {
+    pub(super) fn settle(&self, pairs: u32, free_at: impl FnOnce(&Pace) -> Instant, taken: bool) {
         self.change(|state| {
+            let free_at = free_at(&state.pace);
             let slots = self.weight(state, pairs);
             state.window.settle(slots, free_at);
             let Some(tally) = &mut state.tally else {
@@ -326,7 +365,7 @@ impl Slots {
             };
             tally.settle(self.bounded(pairs), free_at, taken);
             if taken
-                && tally.is_beyond_pairs(clock::now(), &self.pace)
+                && tally.is_beyond_pairs(clock::now(), &state.pace)
                 && self.class.learn(Known::Calls)
             {
                 tracing::info!(
@@ -356,7 +395,9 @@ impl Slots {
         } else {
             1
         };
-        self.page.as_ref().map(|page| (page, slots))
+        let page = self.page.as_ref();
+        let page = page.filter(|_| self.is_written.load(Ordering::Relaxed));
+        page.map(|page| (page, slots))
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -415,7 +456,7 @@ impl CommandSlots {
 
     /// The upstream refused a call of this app, whatever its command.
     pub(super) fn app_refused(&self, now: Instant) {
-        self.app.lock().refused(now, &self.slots.pace);
+        self.app.lock().refused(now, &self.slots.pace());
     }
 
     /// The upstream took a call.

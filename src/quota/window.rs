@@ -77,14 +77,6 @@ impl Window {
         }
     }
 
-    /// A window that counts as spent until `until`, for a process that does not know what its
-    /// predecessor sent.
-    pub fn spent(limit: u32, until: Instant) -> Window {
-        let mut window = Window::new(limit);
-        window.cooling = (0..limit).map(|_| until).collect();
-        window
-    }
-
     /// A window in which slots are busy until these times, latest first, for a process that knows
     /// what its predecessor sent.
     pub fn remembered(limit: u32, latest_first: impl Iterator<Item = Instant>) -> Window {
@@ -98,6 +90,43 @@ impl Window {
     /// From now on there are so many slots. Those that are busy beyond it stay busy for their time.
     pub fn resize(&mut self, limit: u32) {
         self.limit = limit.max(1);
+    }
+
+    /// From now on a slot cools for `to` instead of `from` after its reply: so do those that cool
+    /// already, since the upstream counts by the new length.
+    ///
+    /// When it is longer, slots that are free were perhaps spent so lately that the upstream still
+    /// counts them, and nobody remembers. They are held until the last of those is free, which is the
+    /// difference later, and not after `forgotten_by`: when by the new length the last call that was
+    /// ever sent is free. `None` if there was none.
+    pub fn change_period(
+        &mut self,
+        now: Instant,
+        from: Duration,
+        to: Duration,
+        forgotten_by: Option<Instant>,
+    ) {
+        self.free(now);
+        let Some(longer) = to.checked_sub(from) else {
+            let shorter = from.saturating_sub(to);
+            for at in &mut self.cooling {
+                *at = at.checked_sub(shorter).unwrap_or(now);
+            }
+            return;
+        };
+        for at in &mut self.cooling {
+            *at += longer;
+        }
+        if let Some(forgotten_by) = forgotten_by {
+            self.hold_free(now, forgotten_by.min(now + longer));
+        }
+    }
+
+    /// Slots that are free at `now` are not before `until`: nobody knows what was sent in them.
+    pub fn hold_free(&mut self, now: Instant, until: Instant) {
+        let free = if until > now { self.free(now) } else { 0 };
+        self.in_flight += free;
+        self.settle(free, until);
     }
 
     /// Slots that can be taken at `now`.
@@ -178,14 +207,16 @@ impl Window {
         slots: u32,
         service: Duration,
     ) -> Instant {
-        let free = self.free(now);
+        self.free(now);
         let last = ahead + slots.max(1) - 1;
         let (rounds, slot) = (last / self.limit, last % self.limit);
-        let first_use = if slot < free {
+        // Of a limit that was lowered more may be held than there are slots.
+        let missing = (self.held() + slot + 1).saturating_sub(self.limit);
+        let first_use = if missing == 0 {
             now
         } else {
             self.cooling
-                .get((slot - free) as usize)
+                .get(missing as usize - 1)
                 .copied()
                 // The rest are in flight: they cool from the moment of their reply.
                 .unwrap_or(now + service + pace.period())
@@ -200,7 +231,7 @@ impl Window {
     }
 
     fn held(&self) -> u32 {
-        self.in_flight + u32::try_from(self.cooling.len()).expect("at most `limit` slots cool")
+        self.in_flight + u32::try_from(self.cooling.len()).expect("no limit is larger")
     }
 }
 
@@ -317,9 +348,10 @@ mod tests {
     }
 
     #[test]
-    fn a_spent_window_should_free_everything_at_once() {
+    fn a_held_window_should_free_everything_at_once() {
         let t0 = clock::now();
-        let mut window = Window::spent(5, t0 + 1_000 * MS);
+        let mut window = Window::new(5);
+        window.hold_free(t0, t0 + 1_000 * MS);
         assert!(!window.take(t0 + 999 * MS, 1));
         assert!(window.take(t0 + 1_000 * MS, 5));
     }
@@ -333,6 +365,61 @@ mod tests {
         assert_eq!(window.free(t0 + 200 * MS), 3);
         let mut lowered = Window::remembered(1, until.into_iter());
         assert_eq!(lowered.next_free(t0, 1), Next::At(t0 + 300 * MS));
+    }
+
+    #[test]
+    fn a_lowered_limit_should_wait_for_all_that_is_held_beyond_it() {
+        let t0 = clock::now();
+        let pace = pace(2, 1_000 * MS);
+        let mut window = Window::new(5);
+        assert!(window.take(t0, 5));
+        for millis in [100, 200, 300, 400] {
+            window.settle(1, t0 + millis * MS);
+        }
+        window.resize(2);
+        assert_eq!(window.next_free(t0, 1), Next::At(t0 + 400 * MS));
+        assert_eq!(window.next_free(t0, 2), Next::WhenSettled);
+        let forecast = window.forecast(t0, &pace, 0, 1, Duration::ZERO);
+        assert_eq!(forecast, t0 + 400 * MS);
+        assert_eq!(window.free(t0 + 399 * MS), 0);
+        assert_eq!(window.free(t0 + 400 * MS), 1);
+        window.resize(5);
+        assert_eq!(window.free(t0 + 400 * MS), 4, "and what was raised is free");
+    }
+
+    #[test]
+    fn a_longer_window_should_lengthen_what_cools_and_hold_what_may_be_forgotten() {
+        let t0 = clock::now();
+        let (from, to) = (1_000 * MS, 3_000 * MS);
+        let cooling = |forgotten_by| {
+            let mut window = Window::new(4);
+            assert!(window.take(t0, 3));
+            window.settle(1, t0);
+            window.settle(1, t0 + 500 * MS);
+            window.change_period(t0, from, to, forgotten_by);
+            assert_eq!(window.in_flight(), 1);
+            window.cooling().map(|at| at - t0).collect::<Vec<_>>()
+        };
+        let far = t0 + 9_000 * MS;
+        assert_eq!(cooling(Some(far)), [2_000 * MS, 2_000 * MS, 2_500 * MS]);
+        let near = t0 + 700 * MS;
+        assert_eq!(cooling(Some(near)), [700 * MS, 700 * MS, 2_500 * MS]);
+        assert_eq!(cooling(Some(t0)), [2_500 * MS]);
+        assert_eq!(cooling(None), [2_500 * MS]);
+    }
+
+    #[test]
+    fn a_shorter_window_should_free_earlier_and_undo_a_longer_one() {
+        let t0 = clock::now();
+        let (one, three) = (1_000 * MS, 3_000 * MS);
+        let mut window = Window::new(3);
+        assert!(window.take(t0, 1));
+        window.settle(1, t0 + 500 * MS);
+        window.change_period(t0, one, three, Some(t0 + 9_000 * MS));
+        assert_eq!(window.free(t0), 0);
+        window.change_period(t0, three, one, None);
+        assert_eq!(window.free(t0), 2);
+        assert_eq!(window.next_free(t0, 3), Next::At(t0 + 500 * MS));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::{
     call::{Call, Caller, Head, LaneKey, QuotaClass, Reply, SignedBy, Target, Travels},
     catalogue::{Command, group_attributes, message_extension},
     clock::{self, Instant},
-    config::{Config, Sources, load},
+    config::{Config, InForce, Sources, load},
     lane::Lanes,
     metrics::Metrics,
     quota::{local::Quota, permit::Permit, scopes::Scopes},
@@ -133,9 +133,10 @@ impl World {
             let journal = journal.clone();
             move |outbound: Outbound| attempt(journal.clone(), mood, limits, outbound)
         });
-        let upstream = Upstream::new(config, attempt, metrics);
+        let settings = InForce::new(config.clone());
+        let upstream = Upstream::new(&settings, attempt, metrics);
         let lanes = Lanes::new(
-            config,
+            &settings,
             Arc::new(Quota::new(config)),
             upstream,
             metrics.clone(),

@@ -16,6 +16,7 @@ mod malformed;
 mod operating;
 mod passing;
 mod refusing;
+mod reloading;
 mod remembering;
 mod secrets;
 mod simulating;

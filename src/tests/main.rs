@@ -10,6 +10,7 @@
 //! - [`restarts`]: gateways that follow each other, killed in mid-burst and with other limits, from seeds
 //! - [`zoo`]: every way in which the upstream could count, and other spenders
 //! - [`http2`]: an upstream that is played frame by frame
+//! - [`reload`]: the whole gateway under settings that change
 //! - [`binary`]: the real binary over loopback sockets
 //! - [`mutated`]: bodies that are nearly right
 //! - [`fuzz`]: the fuzzers' targets, replayed over their corpus
@@ -28,6 +29,7 @@ mod mutated;
 mod per;
 mod promises;
 mod readme;
+mod reload;
 mod restarts;
 mod rules;
 mod signing;

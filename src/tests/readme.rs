@@ -22,6 +22,7 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 fn touch(metrics: &Metrics) {
     metrics.retry("set_group_attr", "reset");
     metrics.tls_failure("timeout");
+    metrics.config_in_force("0");
     metrics.files_read("listen.tls", "applied");
     metrics.request(
         "set_group_attr",

@@ -67,6 +67,13 @@ impl Breaker {
         }
     }
 
+    /// From now on probes wait so long; one that waits already goes by what held before.
+    pub fn set_waits(&self, first_wait: Duration, max_wait: Duration) {
+        let mut state = self.state.lock();
+        state.first_wait = first_wait;
+        state.max_wait = max_wait;
+    }
+
     /// Waits until an attempt might be let through; at once while the upstream is there. Cancel
     /// safe.
     pub async fn passable(&self) {

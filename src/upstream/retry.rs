@@ -5,6 +5,7 @@
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use rand::Rng;
 use tower::retry::{
     Policy,
@@ -15,7 +16,8 @@ use super::{Failure, Outbound, trip::ServiceTime};
 use crate::{
     call::Reply,
     catalogue::{Action, Command, Repeat},
-    clock, config,
+    clock,
+    config::{self, InForce},
     metrics::Metrics,
     quota::scopes::{Ahead, Refused},
 };
@@ -122,13 +124,23 @@ pub fn backoff(first: Duration, max: Duration, repeats: u32, rng: &mut impl Rng)
     ceiling.min(max).mul_f64(rand::RngExt::random::<f64>(rng))
 }
 
+/// tower's budget, which a reload may replace.
+pub type SharedBudget = ArcSwap<TpsBudget>;
+
+/// Repeats per call over all calls, `retry.budget`.
+pub fn budget(retry: &config::Retry) -> Arc<TpsBudget> {
+    // tower's own defaults, which are Finagle's: ten seconds of memory and ten repeats a second for
+    // everyone, so that a quiet gateway may repeat too. A budget of nothing is nothing.
+    let reserve = if retry.budget > 0.0 { 10 } else { 0 };
+    let budget = TpsBudget::new(Duration::from_secs(10), reserve, retry.budget);
+    Arc::new(budget)
+}
+
 /// tower's policy: one per call, made from a template by `clone`.
 #[derive(Clone, Debug)]
 pub struct Repeats {
-    max_attempts: u32,
-    first_backoff: Duration,
-    max_backoff: Duration,
-    budget: Arc<TpsBudget>,
+    settings: InForce,
+    budget: Arc<SharedBudget>,
     service_time: Arc<ServiceTime>,
     metrics: Arc<Metrics>,
     made: u32,
@@ -136,22 +148,16 @@ pub struct Repeats {
 }
 
 impl Repeats {
-    /// A template with these settings and a budget of its own.
+    /// A template that draws on this budget.
     pub fn new(
-        retry: &config::Retry,
+        settings: InForce,
+        budget: Arc<SharedBudget>,
         service_time: Arc<ServiceTime>,
         metrics: Arc<Metrics>,
     ) -> Repeats {
-        // tower's own defaults, which are Finagle's: ten seconds of memory and ten repeats a
-        // second for everyone, so that a quiet gateway may repeat too. A budget of nothing is
-        // nothing.
-        let reserve = if retry.budget > 0.0 { 10 } else { 0 };
-        let budget = TpsBudget::new(Duration::from_secs(10), reserve, retry.budget);
         Repeats {
-            max_attempts: retry.max_attempts,
-            first_backoff: retry.first_backoff,
-            max_backoff: retry.max_backoff,
-            budget: Arc::new(budget),
+            settings,
+            budget,
             service_time,
             metrics,
             made: 0,
@@ -180,13 +186,14 @@ impl Policy<Outbound, Reply, Failure> for Repeats {
             Verdict::OverQuota(_) => (Duration::ZERO, "quota"),
             Verdict::Again(cause) => {
                 let rng = &mut rand::rng();
+                let retry = &self.settings.get().retry;
                 (
-                    backoff(self.first_backoff, self.max_backoff, self.made, rng),
+                    backoff(retry.first_backoff, retry.max_backoff, self.made, rng),
                     cause.label(),
                 )
             }
         };
-        if self.made + 1 >= self.max_attempts {
+        if self.made + 1 >= self.settings.get().retry.max_attempts {
             return None;
         }
         let now = clock::now();
@@ -200,7 +207,7 @@ impl Policy<Outbound, Reply, Failure> for Repeats {
         {
             return None;
         }
-        if cause != "quota" && !self.budget.withdraw() {
+        if cause != "quota" && !self.budget.load().withdraw() {
             tracing::debug!(
                 command = outbound.label(),
                 cause,
@@ -217,7 +224,7 @@ impl Policy<Outbound, Reply, Failure> for Repeats {
 
     fn clone_request(&mut self, outbound: &Outbound) -> Option<Outbound> {
         if self.made == 0 {
-            self.budget.deposit();
+            self.budget.load().deposit();
         }
         Some(outbound.clone())
     }

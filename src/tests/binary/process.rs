@@ -4,6 +4,7 @@ use std::{
     future::Future,
     io::{BufRead as _, BufReader, Read, Write as _},
     net::SocketAddr,
+    path::Path,
     process::{Child, Command, Output, Stdio},
     time::Duration,
 };
@@ -200,7 +201,12 @@ impl Gateway {
             "[listen]\ntraffic = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n\
              [upstream]\nurl = \"{upstream}\"\n[log]\nformat = \"json\"\n"
         ));
-        let path = file.path().display().to_string();
+        Gateway::of_file(file.path(), settings).await
+    }
+
+    /// A gateway with the settings of this file, overridden by these.
+    pub(crate) async fn of_file(file: &Path, settings: &[&str]) -> Gateway {
+        let path = file.display().to_string();
         let mut arguments = vec!["serve", "--config", &path];
         for setting in settings {
             arguments.extend_from_slice(&["--set", setting]);
