@@ -121,7 +121,8 @@ async fn a_flood_of_one_key_should_be_answered_and_not_hold_up_another() {
                 let answer = connection.answer_to("POST").await;
                 let count = match answer.all("x-chat-gateway-reason")[..] {
                     [] => &counts[0],
-                    ["deadline"] => &counts[1],
+                    // The second was sent in the last moment.
+                    ["deadline" | "upstream-timeout"] => &counts[1],
                     ["queue-full"] => &counts[2],
                     _ => panic!("{answer:?}"),
                 };
