@@ -115,6 +115,7 @@ build:
 ## What the tests need beside Rust.
 tools:
 	@command -v cc >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq gcc libc6-dev; }
+	@command -v redis-sentinel >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq redis-server redis-sentinel; }
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked --quiet cargo-deny
 	@command -v promtool >/dev/null && /usr/bin/python3 -c 'import yaml, tomllib' 2>/dev/null || \
 		{ $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends prometheus python3-yaml; }

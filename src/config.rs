@@ -9,7 +9,7 @@
 //!
 //! - `settings`, `defaults`: what the gateway reads, and what it gets when nothing is written
 //! - `schema`: every setting once, with its name, kind and bounds; read and printed from there
-//! - `kind`, `duration`, `size`, `upstream_url`, `level`, `command`, `caller`: one value, from text and back
+//! - `kind`, `duration`, `size`, `upstream_url`, `store_url`, `level`, `command`, `caller`: one value, from text and back
 //! - `document`, `assignment`, `tree`: a file, a variable or an option as a tree with places
 //! - `rule`: the kinds of values in a `[[rule]]`, and rules that are wrong together
 //! - `reader`, `suggest`, `relations`: the tree against the schema
@@ -37,6 +37,7 @@ mod rule;
 mod schema;
 mod settings;
 mod size;
+mod store_url;
 mod suggest;
 #[cfg(test)]
 mod tests;
@@ -52,8 +53,9 @@ pub use mistake::{Mistake, Mistakes, Origin};
 pub use settings::{
     Access, AccessCaller, ApiQuota, AttributesQuota, Config, Count, Credentials, ExtensionQuota,
     Listen, Log, LogFormat, LogIds, Merge, Order, Per, Profile, Queue, Quota, Quotas, Retry, Rule,
-    Shutdown, State, StatusCodes, Tls, Trace, Upstream,
+    Shared, Shutdown, State, StatusCodes, Tls, Trace, Upstream,
 };
+pub use store_url::StoreUrl;
 pub use upstream_url::{CollectorUrl, Scheme, UpstreamUrl};
 
 use sha2::{Digest as _, Sha256};

@@ -111,6 +111,10 @@ metrics! {
     keys: IntGaugeVec("chat_gateway_keys", ["quota"]),
     /// Finished trace spans by what became of them.
     trace_spans: IntCounterVec("chat_gateway_trace_spans_total", ["outcome"]),
+    /// Whether the shared store decides (1) or each gateway spends its share (0); absent if windows are not shared.
+    shared_store_up: IntGaugeVec("chat_gateway_shared_store_up", []),
+    /// Time that a call of the shared store took.
+    shared_store_seconds: HistogramVec("chat_gateway_shared_store_seconds", []),
     /// What every round trip to the upstream takes at least, as far as it is trusted.
     rtt_floor: Gauge("chat_gateway_upstream_rtt_floor_seconds"),
     /// TLS handshakes of callers that failed.
@@ -300,6 +304,19 @@ impl Metrics {
         let quota = &[quota_name(class)];
         self.quota_refusals.with_label_values(quota).inc();
         self.quota_unexplained.with_label_values(quota).inc();
+    }
+
+    /// Whether the shared store can be reached.
+    pub fn shared_store(&self, up: bool) {
+        let none: &[&str] = &[];
+        self.shared_store_up.with_label_values(none).set(up.into());
+    }
+
+    /// The shared store answered, or did not, after `took`.
+    pub fn shared_call(&self, took: Duration) {
+        let none: &[&str] = &[];
+        let seconds = self.shared_store_seconds.with_label_values(none);
+        seconds.observe(took.as_secs_f64());
     }
 
     /// Calls that the upstream refused over a quota so far.

@@ -6,7 +6,8 @@
 //!
 //! Not pure: [`local`] keeps the windows of this process, [`slots`] is one of them with those who
 //! wait for it, [`scopes`] takes all that count an attempt together, [`permit`] is what it gives, [`class`] is the profile that all windows of a quota share, [`spacing`]
-//! spaces calls by governor, [`journal`] is the state file by which windows outlive the process.
+//! spaces calls by governor, [`journal`] is the state file by which windows outlive the process, [`redis`] the store in which
+//! several processes share them.
 
 pub mod caution;
 pub mod class;
@@ -15,6 +16,7 @@ pub mod floor;
 pub mod journal;
 pub mod local;
 pub mod permit;
+pub mod redis;
 pub mod rest;
 pub mod scopes;
 pub mod slots;

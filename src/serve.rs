@@ -18,7 +18,7 @@ use crate::{
     keys::{Keys, Watches},
     lane::Lanes,
     metrics::Metrics,
-    quota::local::Quota,
+    quota::{local::Quota, redis::Store},
     reload::{self, Reload, Source},
     rules::Rules,
     shutdown::{Lifecycle, Phase, Signals},
@@ -154,14 +154,10 @@ impl Bound {
         let admin = bind("listen.admin", config.listen.admin).await?;
         let metrics = Arc::new(Metrics::of_this_process());
         let (traces, exporter) = traces(config, &metrics)?.unzip();
-        let core = Core::with(
-            config,
-            connector(config, upstream_tls.clone()),
-            metrics,
-            Quota::with_state(config)?,
-            keys,
-            traces,
-        );
+        let store = Store::new(config, metrics.clone())?;
+        let quota = Quota::with_state(config)?.shared_in(store);
+        let connector = connector(config, upstream_tls.clone());
+        let core = Core::with(config, connector, metrics, quota, keys, traces);
         Ok(Bound {
             core,
             traffic,
@@ -212,6 +208,8 @@ impl Bound {
                 tokio::join!(callers, upstream_tls.follow(&metrics));
             })
         };
+        let store = core.lanes.quota.store.clone();
+        let keeper = store.clone().map(|store| tokio::spawn(store.keep()));
         let operators = Arc::new(Admin::new(
             core.lanes.clone(),
             core.metrics.clone(),
@@ -242,6 +240,10 @@ impl Bound {
         tokio::select! {
             () = callers => {}
             () = drain => {}
+        }
+        if let Some((store, keeper)) = store.zip(keeper) {
+            keeper.abort();
+            store.leave().await;
         }
         for task in [operators, sweeper, follower, keys] {
             task.abort();

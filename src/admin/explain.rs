@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{
     Admin,
-    status::{Key, millis},
+    status::{Key, Shared, millis},
 };
 use crate::{
     call::{LaneKey, QuotaClass, Target},
@@ -37,6 +37,8 @@ struct Explanation {
     spaced_ms: f64,
     rtt_floor_ms: f64,
     upstream: &'static str,
+    /// The store that several gateways share; `null` if windows are not shared.
+    shared: Option<Shared>,
 }
 
 /// Explains the key that the query names: `sdkappid` and `group` for a group's attributes,
@@ -62,7 +64,8 @@ pub(super) fn render(admin: &Admin, query: &str) -> Result<Vec<u8>, (StatusCode,
         |at: Option<Instant>| at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
     let rtt_floor = admin.lanes.upstream.floor.lock().get(now);
     let explanation = Explanation {
-        why: why(&view, reachable, now),
+        why: why_shared(admin, &view, now).unwrap_or_else(|| why(&view, reachable, now)),
+        shared: Shared::of(admin, now),
         counts_because: match (class.has_found_out(), class.known()) {
             (_, Known::CallsSoFar) => "nothing has shown yet whether calls or pairs are counted",
             (true, Known::Calls) => "the upstream took more pairs than its limit",
@@ -142,6 +145,27 @@ fn rule_value(text: &str) -> Value {
     match serde_json::from_str(text) {
         Ok(value @ (Value::Null | Value::Bool(_) | Value::String(_) | Value::Number(_))) => value,
         _ => Value::String(text.to_owned()),
+    }
+}
+
+/// What holds a key back because of the shared store, if that is what does.
+fn why_shared(admin: &Admin, view: &View, now: Instant) -> Option<String> {
+    let store = admin.lanes.quota.store.as_ref()?.view(now);
+    if view.calls == 0 || view.under_way.is_some() {
+        return None;
+    }
+    match store.trouble {
+        Some((trouble, _)) => Some(format!(
+            "the shared store is away ({trouble}): this gateway has its share of the {} slots, one \
+             part in {}",
+            view.limit, store.replicas
+        )),
+        None if view.slots.free > 0 && view.slots.rests_until.is_none() => Some(
+            "it waits for the time that the shared store gave it, or for slots that other gateways \
+             hold"
+                .to_owned(),
+        ),
+        None => None,
     }
 }
 

@@ -44,6 +44,8 @@ struct Status<'a> {
     quota_refusals: u64,
     store: Store,
     quotas: Vec<InForce<'a>>,
+    /// `null` if windows are not shared.
+    shared: Option<Shared>,
     /// Since the start; readers take differences.
     totals: Totals,
     waiting: Vec<Waiting<'a>>,
@@ -61,7 +63,7 @@ struct Store {
     kind: &'static str,
     /// Whether it answers.
     up: bool,
-    says: &'static str,
+    says: String,
 }
 
 /// A quota, and what of it is used.
@@ -71,6 +73,24 @@ struct InForce<'a> {
     profile: &'static str,
     limit: u32,
     window_ms: f64,
+}
+
+/// The store that several gateways share.
+#[derive(Serialize)]
+pub(super) struct Shared {
+    /// Whether the store decides; if not, each gateway spends its share.
+    up: bool,
+    /// Why not, and for how long.
+    trouble: Option<String>,
+    down_ms: Option<f64>,
+    /// This gateway's number among them.
+    seat: Option<u32>,
+    replicas: u32,
+    /// Gateways that the store knows, and those of them that it has not heard of.
+    members: usize,
+    missing: u32,
+    /// Windows in which this gateway holds or wants slots.
+    windows: usize,
 }
 
 #[derive(Serialize)]
@@ -154,11 +174,7 @@ fn look(admin: &Admin, now: Instant) -> Vec<u8> {
         },
         breaker: admin.lanes.upstream.breaker.name(),
         next_probe_ms: probe.map(|at| millis(at.saturating_duration_since(now))),
-        store: Store {
-            kind: "own",
-            up: true,
-            says: "this process counts for itself",
-        },
+        store: Store::of(admin, now),
         quotas: classes()
             .map(|class| {
                 let pace = quota.pace_of(class);
@@ -172,6 +188,7 @@ fn look(admin: &Admin, now: Instant) -> Vec<u8> {
             .collect(),
         upstream_milliseconds: millis(admin.lanes.upstream.service_time.get()),
         quota_refusals: admin.metrics.quota_refusals(),
+        shared: Shared::of(admin, now),
         totals: Totals::of(&admin.metrics),
         waiting: classes()
             .map(|class| {
@@ -192,6 +209,58 @@ fn look(admin: &Admin, now: Instant) -> Vec<u8> {
         log_level: log.map(Log::level),
     };
     serde_json::to_vec_pretty(&status).expect("strings and numbers serialize")
+}
+
+impl Store {
+    fn of(admin: &Admin, now: Instant) -> Store {
+        let view = admin
+            .lanes
+            .quota
+            .store
+            .as_ref()
+            .map(|store| store.view(now));
+        let Some(view) = view else {
+            return Store {
+                kind: "own",
+                up: true,
+                says: "this process counts for itself".to_owned(),
+            };
+        };
+        let says = match view.trouble {
+            None => format!(
+                "{} of {} gateways share the quotas",
+                view.members.saturating_sub(view.missing as usize),
+                view.replicas
+            ),
+            Some((trouble, _)) => format!(
+                "away ({trouble}): this gateway spends one part in {}",
+                view.replicas
+            ),
+        };
+        Store {
+            kind: "redis",
+            up: view.up,
+            says,
+        }
+    }
+}
+
+impl Shared {
+    /// What there is to see at `now`.
+    pub(super) fn of(admin: &Admin, now: Instant) -> Option<Shared> {
+        let view = admin.lanes.quota.store.as_ref()?.view(now);
+        let (trouble, down) = view.trouble.unzip();
+        Some(Shared {
+            up: view.up,
+            trouble,
+            down_ms: down.map(millis),
+            seat: view.seat,
+            replicas: view.replicas,
+            members: view.members,
+            missing: view.missing,
+            windows: view.windows,
+        })
+    }
 }
 
 impl Totals {

@@ -116,8 +116,6 @@ impl Visitor for Values {
         self.0.push_back(Box::new(entries.clone()));
     }
 
-    fn later(&mut self, _: &'static str, _: &'static str) {}
-
     fn named<T: Section>(
         &mut self,
         entries: &mut BTreeMap<String, T>,
@@ -183,8 +181,6 @@ impl Visitor for Comparison {
     ) {
         self.compare(name, entries, effect);
     }
-
-    fn later(&mut self, _: &'static str, _: &'static str) {}
 
     fn named<T: Section>(
         &mut self,

@@ -9,7 +9,7 @@ use http::uri::Authority;
 
 use super::settings::{
     ApiQuota, AttributesQuota, Count, ExtensionQuota, Listen, Log, LogFormat, LogIds, Merge, Order,
-    Per, Profile, Queue, Quotas, Retry, Shutdown, State, StatusCodes, Tls, Trace, Upstream,
+    Per, Profile, Queue, Quotas, Retry, Shared, Shutdown, State, StatusCodes, Tls, Trace, Upstream,
 };
 use super::upstream_url::{Scheme, UpstreamUrl};
 
@@ -109,6 +109,22 @@ impl Default for Quotas {
                 commands: documented.map(|command| (command.to_owned(), 100)).into(),
             },
             named: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            redis: None,
+            prefix: "chat-gateway".to_owned(),
+            replicas: 3,
+            budget: Duration::from_millis(50),
+            username: None,
+            password_file: None,
+            ca: None,
+            cert: None,
+            key: None,
         }
     }
 }

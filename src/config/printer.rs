@@ -120,8 +120,6 @@ impl Visitor for Printer {
         });
     }
 
-    fn later(&mut self, _name: &'static str, _until_then: &'static str) {}
-
     fn named<T: Section>(
         &mut self,
         entries: &mut BTreeMap<String, T>,

@@ -375,17 +375,6 @@ impl Visitor for Reader<'_> {
         }
     }
 
-    fn later(&mut self, name: &'static str, until_then: &'static str) {
-        let (path, Some(item)) = self.take(name) else {
-            return;
-        };
-        let message = later_message(&path, &item.value, item.place, until_then);
-        self.findings.push(Finding {
-            place: item.place,
-            message,
-        });
-    }
-
     fn named<T: Section>(
         &mut self,
         entries: &mut BTreeMap<String, T>,
@@ -455,20 +444,6 @@ impl Unknown<'_> {
             _ => path.to_owned(),
         }
     }
-}
-
-fn later_message(path: &str, value: &Value<'_>, place: Place<'_>, until_then: &str) -> String {
-    let (what, noun) = match value {
-        Value::Section(_) => (format!("[{path}]"), "section"),
-        Value::List(_) => (format!("[[{path}]]"), "section"),
-        _ => (path.to_owned(), "setting"),
-    };
-    let noun = match place {
-        Place::File(_) => noun,
-        Place::Environment(_) => "variable",
-        Place::Override(_) => "option",
-    };
-    format!("{what} is not in this version: {until_then}; remove the {noun}")
 }
 
 /// The path of a name in a section; names that need quotes get them, so that no control character

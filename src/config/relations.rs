@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::settings::Config;
+use super::settings::{Config, Shared};
 use super::upstream_url::Scheme;
 
 /// Settings that contradict each other.
@@ -193,15 +193,42 @@ pub(super) fn conflicts(config: &Config) -> Vec<Conflict> {
     ];
     checks
         .into_iter()
+        .chain(of_shared(&config.shared))
         .filter(|(broken, _, _)| *broken)
         .map(|(_, settings, message)| Conflict {
-            only_if_both_written: !["listen.admin", "listen.tls.", "upstream.url"]
+            only_if_both_written: !["listen.admin", "listen.tls.", "upstream.url", "shared."]
                 .iter()
                 .any(|name| settings[0].starts_with(name)),
             settings,
             message,
         })
         .collect()
+}
+
+/// What contradicts itself in `[shared]`.
+fn of_shared(shared: &Shared) -> [(bool, [&'static str; 2], String); 3] {
+    let tls = shared.redis.as_ref().is_none_or(|url| url.tls);
+    let files = [&shared.ca, &shared.cert, &shared.key];
+    [
+        (
+            shared.cert.is_some() != shared.key.is_some(),
+            ["shared.cert", "shared.key"],
+            "shared.cert and shared.key go together; write both or neither".to_owned(),
+        ),
+        (
+            !tls && files.into_iter().any(Option::is_some),
+            ["shared.redis", "shared.ca"],
+            "shared.redis is spoken to without TLS, so shared.ca, shared.cert and shared.key are of \
+             no use; write rediss:// or remove them"
+                .to_owned(),
+        ),
+        (
+            shared.username.is_some() && shared.password_file.is_none(),
+            ["shared.username", "shared.password_file"],
+            "shared.username is written and shared.password_file is not; a user has a password"
+                .to_owned(),
+        ),
+    ]
 }
 
 /// Lowers what a bound beside it holds down anyway, so that the settings show what is in force and

@@ -12,10 +12,11 @@ use super::level::LogFilter;
 use super::rule::{CommandName, Pointers, QuotaName};
 use super::settings::{
     Access, AccessCaller, ApiQuota, AttributesQuota, Config, Count, Credentials, ExtensionQuota,
-    Listen, Log, LogFormat, LogIds, Order, Per, Profile, Queue, Quota, Quotas, Retry, Rule,
+    Listen, Log, LogFormat, LogIds, Order, Per, Profile, Queue, Quota, Quotas, Retry, Rule, Shared,
     StatusCodes, Trace, Upstream,
 };
 use super::size::SizeIn;
+use super::store_url::{Prefix, StoreAddress, UserName};
 use super::upstream_url::{Collector, Url};
 use Effect::{Live, Restart};
 
@@ -41,6 +42,11 @@ const HOLD: DurationIn = DurationIn {
     min: Duration::ZERO,
     max: HOUR,
 };
+const STORE_BUDGET: DurationIn = DurationIn {
+    min: MILLISECOND,
+    max: Duration::from_secs(10),
+};
+const REPLICAS: CountIn<u32> = CountIn { min: 1, max: 1_000 };
 const LIMIT: CountIn<u32> = CountIn {
     min: 1,
     max: 1_000_000,
@@ -181,9 +187,6 @@ pub(super) trait Visitor: Sized {
         effect: Effect,
     );
 
-    /// A section or setting of a later version, and what holds until then.
-    fn later(&mut self, name: &'static str, until_then: &'static str);
-
     /// Sections with other names than the ones so far; `body` leads past what is in each. What is in
     /// them is live; which there are takes a restart.
     fn named<T: Section>(
@@ -206,6 +209,7 @@ pub(super) fn visit<V: Visitor>(config: &mut Config, v: &mut V) {
         rules,
         credentials,
         access,
+        shared,
         state,
         log,
         trace,
@@ -224,13 +228,13 @@ pub(super) fn visit<V: Visitor>(config: &mut Config, v: &mut V) {
     v.list("rule", rules, Restart, visit_rule);
     v.list("credentials", credentials, Restart, visit_credentials);
     v.optional_section("access", access, Restart, visit_access);
+    v.section("shared", |v| visit_shared(shared, v));
     v.section("state", |v| {
         v.optional("file", &mut state.file, &FilePath, Restart);
         v.setting("hold", &mut state.hold, &HOLD, Restart);
     });
     v.section("log", |v| visit_log(log, v));
     v.section("trace", |v| visit_trace(trace, v));
-    v.later("shared", "each process keeps its own windows");
 }
 
 fn visit_listen<V: Visitor>(listen: &mut Listen, v: &mut V) {
@@ -392,6 +396,23 @@ fn visit_access<V: Visitor>(access: &mut Access, v: &mut V) {
         v.optional("rate", rate, &LIMIT, Restart);
         v.optional("burst", burst, &LIMIT, Restart);
     });
+}
+
+fn visit_shared<V: Visitor>(shared: &mut Shared, v: &mut V) {
+    v.optional("redis", &mut shared.redis, &StoreAddress, Restart);
+    v.setting("prefix", &mut shared.prefix, &Prefix, Restart);
+    v.setting("replicas", &mut shared.replicas, &REPLICAS, Restart);
+    v.setting("budget", &mut shared.budget, &STORE_BUDGET, Restart);
+    v.optional("username", &mut shared.username, &UserName, Restart);
+    v.optional(
+        "password_file",
+        &mut shared.password_file,
+        &FilePath,
+        Restart,
+    );
+    v.optional("ca", &mut shared.ca, &FilePath, Restart);
+    v.optional("cert", &mut shared.cert, &FilePath, Restart);
+    v.optional("key", &mut shared.key, &FilePath, Restart);
 }
 
 fn visit_log<V: Visitor>(log: &mut Log, v: &mut V) {

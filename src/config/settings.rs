@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::store_url::StoreUrl;
 use super::upstream_url::{CollectorUrl, UpstreamUrl};
 pub use crate::quota::caution::Profile;
 
@@ -31,6 +32,8 @@ pub struct Config {
     pub credentials: Vec<Credentials>,
     /// Who may call. Default: whoever reaches the port.
     pub access: Option<Access>,
+    /// With whom the windows are shared.
+    pub shared: Shared,
     /// What a restart does to the windows.
     pub state: State,
     /// What is logged, and how.
@@ -311,6 +314,33 @@ pub struct AccessCaller {
     pub rate: Option<u32>,
     /// Calls that he may make at once after a pause, 1 to 1,000,000. Default: `rate`.
     pub burst: Option<u32>,
+}
+
+/// `[shared]`: with whom the windows are shared.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shared {
+    /// The Redis or Valkey that keeps the windows, 6.2 or newer: one server, nodes of a cluster, or
+    /// Sentinels. Default: none, and each process keeps its own windows.
+    pub redis: Option<StoreUrl>,
+    /// The first part of every key's name. Default `chat-gateway`. Gateways with the same one share
+    /// their quotas.
+    pub prefix: String,
+    /// Gateways that share the quotas. Default 3, 1 to 1,000. While the store cannot be reached each
+    /// of them spends one part in so many; if there are more than that, together they spend too much.
+    pub replicas: u32,
+    /// How long the store may take for one answer. Default 50 ms, 1 ms to 10 s. After that the
+    /// gateway goes on by itself.
+    pub budget: Duration,
+    /// Who the gateway is there. Default: whoever may come without a name.
+    pub username: Option<String>,
+    /// A file with the password and nothing else. Default: none.
+    pub password_file: Option<PathBuf>,
+    /// A PEM file with the certificates to trust instead of the usual ones. Default: none.
+    pub ca: Option<PathBuf>,
+    /// A PEM file with the certificate that the gateway shows. Default: none.
+    pub cert: Option<PathBuf>,
+    /// A PEM file with the key of `cert`. Default: none.
+    pub key: Option<PathBuf>,
 }
 
 /// `[state]`: what a restart does to the windows.

@@ -68,8 +68,12 @@ fn next(lanes: &Lanes, lane: &Lane) -> Option<Scopes> {
     let mut state = lane.lock();
     let (_, front) = state.queue.front()?;
     let (slots, pairs) = (lanes.slots(lane, &front.call), front.pairs);
-    // What follows may turn it into another command; then the permit is switched.
-    let command = lanes.command(lane, front.call.command);
+    // What follows may turn it into another command; then the permit is switched. A store that
+    // others share would have to be asked again, so there it is foreseen.
+    let planned = lanes.quota.store.as_ref();
+    let planned = planned.and_then(|_| state.queue.plan(u32::MAX, |_| true));
+    let command = planned.map_or(front.call.command, |plan| plan.command);
+    let command = lanes.command(lane, command);
     state.slots = slots.clone();
     let key = Some((slots, pairs));
     Some(Scopes { key, command })

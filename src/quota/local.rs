@@ -13,8 +13,9 @@ use super::{
     class::Class,
     counting::{Counting, Known, Tally},
     journal::{Journal, Page, ledger::Paces, record::WindowId},
+    redis::Store,
     rest::Rest,
-    slots::{CommandSlots, Slots},
+    slots::{CommandSlots, Shared, Slots},
     window::{Pace, Window},
 };
 use crate::{
@@ -40,6 +41,8 @@ pub struct Quota {
     api: Arc<Class>,
     /// Where windows longer than `state.hold` are written down.
     pub journal: Option<Arc<Journal>>,
+    /// Where windows are kept that others share.
+    pub store: Option<Arc<Store>>,
 }
 
 /// The part of the settings that the windows need.
@@ -96,6 +99,7 @@ impl Quota {
             per: quota.group_attributes.per,
             api: class("api", quota.api.profile),
             journal: None,
+            store: None,
         }
     }
 
@@ -136,6 +140,12 @@ impl Quota {
                 command.slots.follow(pace, settings.is_written(&pace), now);
             }
         }
+    }
+
+    /// The same windows, which those who use `store` share.
+    #[must_use]
+    pub fn shared_in(self, store: Option<Arc<Store>>) -> Quota {
+        Quota { store, ..self }
     }
 
     /// The same, with longer windows as `state.file` remembers them. An error if another process
@@ -267,6 +277,9 @@ impl Quota {
             .apps
             .retain(|_, rest| Arc::strong_count(rest) > 1 || rest.lock().until(now).is_some());
         drop(commands);
+        if let Some(store) = &self.store {
+            store.sweep(now);
+        }
         if let Some(journal) = &self.journal {
             journal.sweep();
         }
@@ -312,11 +325,15 @@ impl Quota {
         &self,
         class: &Arc<Class>,
         of: impl FnOnce(&Settings) -> Timing,
-        id: impl FnOnce() -> WindowId,
+        id: impl Fn() -> WindowId,
     ) -> Slots {
         let settings = self.settings.load();
         let Timing { pace, known_from } = of(&settings);
         let is_written = settings.is_written(&pace);
+        let shared = self.store.as_ref().map(|store| Shared {
+            store: store.clone(),
+            window: id(),
+        });
         let journal = self.journal.as_ref();
         let page = journal.map(|journal| Page::new(journal.clone(), id()));
         let known = class.known();
@@ -335,7 +352,8 @@ impl Quota {
             }
             None => Window::new(pace.limit),
         };
-        let held_until = known_from.filter(|&at| at > now);
+        // The store knows of everybody before us.
+        let held_until = known_from.filter(|&at| at > now && shared.is_none());
         if let Some(until) = held_until {
             window.hold_free(now, until);
         }
@@ -345,7 +363,7 @@ impl Quota {
             let calls = recalled.unwrap_or_else(|| spent.into_iter().collect());
             Tally::remembered(calls.into_iter())
         });
-        Slots::new(pace, class.clone(), window, tally, page, is_written)
+        Slots::new(pace, class.clone(), window, tally, page, is_written, shared)
     }
 }
 

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     journal::{self, record::Event},
+    redis::lease::Lease,
     scopes::Scopes,
     slots::{CommandSlots, Slots},
     window::{Next, Pace},
@@ -19,6 +20,8 @@ pub struct Permit {
     scopes: Scopes,
     state: Held,
     taken: bool,
+    /// The slots that it holds in a shared store.
+    pub(super) lease: Option<Lease>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -34,7 +37,14 @@ impl Permit {
             scopes,
             state: Held::Yes,
             taken: false,
+            lease: None,
         }
+    }
+
+    /// Whether the attempt may still leave at `now`. What a shared store gave is for a moment: a
+    /// process that was stopped since gives it back.
+    pub fn is_usable(&self, now: Instant) -> bool {
+        self.lease.as_ref().is_none_or(|lease| lease.is_usable(now))
     }
 
     /// The windows that it holds slots in.
@@ -45,7 +55,16 @@ impl Permit {
     /// Slots of the key that it holds or could hold by [`grow`](Self::grow).
     pub fn slots_within_reach(&self) -> u32 {
         match &self.scopes.key {
-            Some((key, held)) => key.within_reach(clock::now(), *held),
+            Some((key, held)) => {
+                let within_reach = key.within_reach(clock::now(), *held);
+                match &self.lease {
+                    // Of calls it has one, of pairs as many as the store gave.
+                    Some(lease) if key.pairs_in_store(1).is_some() => {
+                        within_reach.min(lease.key_slots().max(*held))
+                    }
+                    _ => within_reach,
+                }
+            }
             None => u32::MAX,
         }
     }
@@ -61,6 +80,15 @@ impl Permit {
         let Some((key, held)) = &mut self.scopes.key else {
             return true;
         };
+        if let Some(lease) = &mut self.lease
+            && let Some(slots) = key.pairs_in_store(pairs.max(*held))
+        {
+            if pairs > *held && lease.key_slots() < slots {
+                return false;
+            }
+            // The store gave what might be needed; the rest is for others.
+            lease.trim(slots);
+        }
         if pairs <= *held {
             return true;
         }
@@ -84,7 +112,8 @@ impl Permit {
     pub fn could_switch(&self, to: &Arc<CommandSlots>) -> bool {
         let now = clock::now();
         Arc::ptr_eq(to, &self.scopes.command)
-            || (to.slots.turn.try_lock().is_ok()
+            || (self.lease.is_none()
+                && to.slots.turn.try_lock().is_ok()
                 && to.app_rest(now).is_none()
                 && to.slots.next(&mut to.slots.lock(), now, 1) == Next::Now)
     }
@@ -94,6 +123,10 @@ impl Permit {
     pub fn switch(&mut self, to: &Arc<CommandSlots>) -> bool {
         if Arc::ptr_eq(to, &self.scopes.command) {
             return true;
+        }
+        if self.lease.is_some() {
+            // The store would have to be asked: the lane asks for the right command beforehand.
+            return false;
         }
         let Ok(_turn) = to.slots.turn.try_lock() else {
             return false;
@@ -121,6 +154,7 @@ impl Permit {
             let free_at = |pace: &Pace| pace.free_after_reply(reply_at, rtt_floor);
             slots.settle(pairs, free_at, taken);
         });
+        self.settle_lease(|pace| pace.free_after_reply(reply_at, rtt_floor));
     }
 
     /// The connection was given up at `closed_at` and nobody knows whether the call arrived.
@@ -138,6 +172,18 @@ impl Permit {
             let free_at = |pace: &Pace| pace.free_after_loss(closed_at);
             slots.settle(pairs, free_at, false);
         });
+        self.settle_lease(|pace| pace.free_after_loss(closed_at));
+    }
+
+    fn settle_lease(&mut self, free_at: impl Fn(&Pace) -> Instant) {
+        if let Some(lease) = self.lease.take() {
+            let key = self
+                .scopes
+                .key
+                .as_ref()
+                .map(|(key, _)| free_at(&key.pace()));
+            lease.settle(key, free_at(&self.scopes.command.slots.pace()));
+        }
     }
 
     fn give_back(&mut self, event: Event, at: Instant, settle: impl Fn(&Slots, u32)) {

@@ -16,8 +16,12 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    journal::{self, Page, record::Event},
+    journal::{
+        self, Page,
+        record::{Event, WindowId},
+    },
     permit::Permit,
+    redis::{SEND_WITHIN, lease, script::Want},
     slots::{CommandSlots, Slots},
     window::Next,
 };
@@ -64,6 +68,14 @@ impl Scopes {
     /// A slot in every window, as soon as there is one in each and it is this caller's turn.
     /// Cancel safe: dropped before it is ready, it has taken nothing.
     pub async fn acquire(&self) -> Permit {
+        match self.command.slots.store() {
+            None => self.acquire_here().await,
+            Some(store) => Box::pin(lease::acquire(self, store)).await,
+        }
+    }
+
+    /// The same of what this process may spend, as if it were alone.
+    pub(super) async fn acquire_here(&self) -> Permit {
         let key = self.key.as_ref();
         if key.is_none_or(|(key, _)| key.turn.try_lock().is_ok())
             && let Ok(_turn) = self.command.slots.turn.try_lock()
@@ -150,6 +162,29 @@ impl Scopes {
         drop((key, state));
         journal::write(Event::Taken, now, self.pages());
         Some(Permit::new(self.clone()))
+    }
+
+    /// What an attempt asks of the store, the key first.
+    pub(super) fn wants(&self, now: Instant) -> Vec<Want> {
+        let key = self.key.as_ref();
+        let key = key.and_then(|(key, pairs)| key.want(now, *pairs, SEND_WITHIN));
+        let command = self.command.slots.want(now, 1, SEND_WITHIN);
+        key.into_iter().chain(command).collect()
+    }
+
+    /// The windows, as the store names them, and how long a slot of each is used for.
+    pub(super) fn shared_windows(&self) -> [Option<(WindowId, Duration)>; 2] {
+        let key = self.key.as_ref();
+        let key = key.and_then(|(key, _)| key.shared_window());
+        [key, self.command.slots.shared_window()]
+    }
+
+    /// Whether a window rests after a refusal.
+    pub(super) fn rests(&self, now: Instant) -> bool {
+        let key = self.key.as_ref();
+        key.is_some_and(|(key, _)| key.rests(now))
+            || self.command.slots.rests(now)
+            || self.command.app_rest(now).is_some()
     }
 
     /// Where its slots are written down.

@@ -13,7 +13,8 @@ use super::{
     caution::{self, Consequence, Left, Profile},
     class::Class,
     counting::{self, Counting, Known, Tally},
-    journal::Page,
+    journal::{Page, record::WindowId},
+    redis::{Store, Terms, script::Want},
     rest::Rest,
     scopes::Ahead,
     spacing::Spacing,
@@ -38,7 +39,22 @@ pub struct Slots {
     /// The most slots that one call takes: the limit, but for a new one only when no call is under
     /// way that was measured by the old one.
     most: AtomicU32,
+    /// Who else has a say, if others share the window.
+    shared: Option<Shared>,
 }
+
+/// The place of a window in the store that several gateways share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// The store.
+    pub(super) store: Arc<Store>,
+    /// The window, as the store names it.
+    pub(super) window: WindowId,
+}
+
+/// Pairs that travel in one call at most: where they are counted, so many slots are asked for if they
+/// are free, since more calls may join before it leaves.
+const BATCH: u32 = 20;
 
 #[derive(Debug)]
 pub(super) struct State {
@@ -62,6 +78,8 @@ pub(super) struct State {
 pub struct CommandSlots {
     pub(super) slots: Slots,
     app: Arc<Mutex<Rest>>,
+    /// Those who wait for the shared store to have a slot again; the first of them asks.
+    pub(super) queue: tokio::sync::Mutex<()>,
 }
 
 impl Slots {
@@ -74,6 +92,7 @@ impl Slots {
         tally: Option<Tally>,
         written: Option<Page>,
         is_written: bool,
+        shared: Option<Shared>,
     ) -> Slots {
         let state = State {
             pace,
@@ -94,6 +113,7 @@ impl Slots {
             page: written,
             is_written: AtomicBool::new(is_written),
             most: AtomicU32::new(pace.limit),
+            shared,
         }
     }
 
@@ -202,7 +222,17 @@ impl Slots {
     ) -> Instant {
         let mut state = self.lock();
         let slots = self.weight(&state, pairs);
-        self.follow_profile(&mut state, now, slots);
+        let terms = self.follow_profile(&mut state, now, slots);
+        let not_before = match terms {
+            Some(Terms::Share(_, Some(at))) => at,
+            _ => now,
+        };
+        if let (Some(Terms::Store), Some(shared)) = (terms, &self.shared) {
+            // As many as others held when the store was last asked. The next look sets it right.
+            let others = shared.store.others(&shared.window, now);
+            let left = state.window.limit().saturating_sub(others);
+            state.window.resize(left.max(slots));
+        }
         let rested = state.rest.until(now).unwrap_or(now) + service * ahead.batches;
         let pace = state.pace;
         let slot = state
@@ -211,7 +241,7 @@ impl Slots {
         let spaced = state.spacing.as_ref().map_or(now, |spacing| {
             spacing.next(now).unwrap_or(now) + spacing.gap() * ahead.slots
         });
-        slot.max(rested).max(spaced)
+        slot.max(rested).max(spaced).max(not_before)
     }
 
     pub(super) fn is_idle(&self, now: Instant) -> bool {
@@ -222,9 +252,16 @@ impl Slots {
     /// When a call of so many pairs can be sent.
     pub(super) fn next(&self, state: &mut State, now: Instant, pairs: u32) -> Next {
         let slots = self.weight(state, pairs);
-        self.follow_profile(state, now, slots);
+        let terms = self.follow_profile(state, now, slots);
         let spaced = state.spacing.as_ref().and_then(|spacing| spacing.next(now));
-        let not_before = spaced.max(state.rest.until(now));
+        let mut not_before = spaced.max(state.rest.until(now));
+        match terms {
+            None | Some(Terms::Store) => {}
+            Some(Terms::Share(_, at)) => {
+                not_before = not_before.max(at).max(self.alone(state, now));
+            }
+            Some(Terms::Nothing) => return Next::WhenSettled,
+        }
         match (not_before, state.window.next_free(now, slots)) {
             (None, next) => next,
             (Some(at), Next::Now) => Next::At(at),
@@ -233,17 +270,38 @@ impl Slots {
         }
     }
 
-    /// Makes the window what the profile in force, and another spender, leave of it.
-    fn follow_profile(&self, state: &mut State, now: Instant, slots: u32) {
+    /// The end of the gap after the last call, where there are fewer slots than gateways and this
+    /// one has no turn.
+    fn alone(&self, state: &mut State, now: Instant) -> Option<Instant> {
+        let store = self.store()?;
+        let gap = store.gap_alone(self.limit(state, now), state.pace.period())?;
+        let next = state.last_sent.map(|sent| sent + gap);
+        next.filter(|at| *at > now)
+    }
+
+    /// Slots that the profile in force, and another spender, leave of the window.
+    fn limit(&self, state: &mut State, now: Instant) -> u32 {
+        let one_less = u32::from(self.class.profile() == Profile::Cautious);
+        let left = state.left.slots(now);
+        let limit = state.pace.limit.saturating_sub(one_less + left);
+        limit.max(1)
+    }
+
+    /// Makes the window what the profile in force, and another spender, leave of it; and, if it is
+    /// shared, what the store or our share of it allows.
+    fn follow_profile(&self, state: &mut State, now: Instant, slots: u32) -> Option<Terms> {
         let profile = self.class.profile();
-        let one_less = u32::from(profile == Profile::Cautious);
-        let limit = state
-            .pace
-            .limit
-            .saturating_sub(one_less + state.left.slots(now))
-            .max(1);
-        // A call that needs more slots than are left may still have the whole window.
-        state.window.resize(limit.max(slots.min(state.pace.limit)));
+        let limit = self.limit(state, now);
+        let shared = self.shared.as_ref();
+        let terms = shared.map(|shared| {
+            let store = &shared.store;
+            store.terms(&shared.window, &state.pace, limit, now)
+        });
+        state.window.resize(match terms {
+            Some(Terms::Share(share, _)) => share,
+            // A call that needs more slots than are left may still have the whole window.
+            _ => limit.max(slots.min(state.pace.limit)),
+        });
         let gap = state.pace.window / limit;
         if profile == Profile::Exact {
             state.spacing = None;
@@ -254,11 +312,13 @@ impl Slots {
         {
             state.spacing = Some(Box::new(Spacing::new(gap, state.last_sent)));
         }
+        terms
     }
 
     /// Waits until a call of so many pairs can be sent. Only who has the turn may wait.
     pub(super) async fn until_free(&self, pairs: u32) {
         loop {
+            let epoch = self.store().map_or(0, |store| store.epoch());
             let next = self.next(&mut self.lock(), clock::now(), pairs);
             match next {
                 Next::Now => return,
@@ -267,11 +327,74 @@ impl Slots {
                         biased;
                         () = clock::sleep_until(at) => {}
                         () = self.changed.notified() => {}
+                        () = self.terms_changed(epoch) => {}
                     }
                 }
-                Next::WhenSettled => self.changed.notified().await,
+                Next::WhenSettled => {
+                    tokio::select! {
+                        () = self.changed.notified() => {}
+                        () = self.terms_changed(epoch) => {}
+                    }
+                }
             }
         }
+    }
+
+    /// Waits until the store can be reached, or cannot any more; for ever if there is none.
+    async fn terms_changed(&self, epoch: u64) {
+        match self.store() {
+            Some(store) => store.changed(epoch).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The store that it is shared in.
+    pub(super) fn store(&self) -> Option<&Arc<Store>> {
+        self.shared.as_ref().map(|shared| &shared.store)
+    }
+
+    /// What a call of so many pairs asks of the store.
+    pub(super) fn want(&self, now: Instant, pairs: u32, send_within: Duration) -> Option<Want> {
+        let shared = self.shared.as_ref()?;
+        let mut state = self.lock();
+        let (slots, limit) = (self.weight(&state, pairs), self.limit(&mut state, now));
+        let pace = state.pace;
+        let batch = match state.counting {
+            Counting::Calls => 1,
+            Counting::Pairs => BATCH,
+        };
+        drop(state);
+        let gap = match self.class.profile() {
+            Profile::Exact => Duration::ZERO,
+            Profile::Spaced | Profile::Cautious => pace.window / limit,
+        };
+        let limit = limit.max(slots);
+        Some(Want {
+            window: shared.window,
+            min: slots,
+            max: slots.max(batch.min(limit)),
+            limit,
+            gap,
+            horizon: pace.period(),
+            hold: send_within + pace.call_timeout + pace.period(),
+            force: false,
+        })
+    }
+
+    /// Its name in the store, and how long a slot of it is used for.
+    pub(super) fn shared_window(&self) -> Option<(WindowId, Duration)> {
+        let shared = self.shared.as_ref();
+        shared.map(|shared| (shared.window, self.pace().period()))
+    }
+
+    /// Slots that a call of so many pairs has in the store, if it counts pairs there.
+    pub(super) fn pairs_in_store(&self, pairs: u32) -> Option<u32> {
+        (self.counting() == Counting::Pairs).then(|| self.bounded(pairs))
+    }
+
+    /// Whether it rests after a refusal.
+    pub(super) fn rests(&self, now: Instant) -> bool {
+        self.state.lock().rest.until(now).is_some()
     }
 
     /// The upstream took a call.
@@ -451,7 +574,11 @@ impl State {
 impl CommandSlots {
     /// For a command of the app that `app` says the rest of.
     pub(super) fn new(slots: Slots, app: Arc<Mutex<Rest>>) -> CommandSlots {
-        CommandSlots { slots, app }
+        CommandSlots {
+            slots,
+            app,
+            queue: tokio::sync::Mutex::new(()),
+        }
     }
 
     /// The upstream refused a call of this app, whatever its command.

@@ -19,6 +19,7 @@ mod refusing;
 mod reloading;
 mod remembering;
 mod secrets;
+mod sharing;
 mod simulating;
 mod soak;
 mod starting;

@@ -76,6 +76,9 @@ fn decisions_should_be_pure() {
                 "quota/floor.rs",
                 "quota/caution.rs",
                 "quota/counting.rs",
+                "quota/redis/book.rs",
+                "quota/redis/share.rs",
+                "quota/redis/script.rs",
                 "quota/journal/ledger.rs",
                 "quota/journal/record.rs",
             ]

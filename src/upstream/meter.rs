@@ -164,7 +164,11 @@ async fn permit(
 ) -> Result<(Permit, Leave), Failure> {
     loop {
         let permit = match outbound.permit.take() {
-            Some(permit) => permit,
+            Some(permit) if permit.is_usable(clock::now()) => permit,
+            Some(stale) => {
+                stale.refund();
+                continue;
+            }
             None => {
                 let deadline = outbound.trip.last_deadline().ok_or(Failure::NoPermit)?;
                 tokio::select! {
@@ -179,6 +183,8 @@ async fn permit(
                 permit.refund();
                 return Err(Failure::NoPermit);
             }
+            // It waited too long, wherever the process was meanwhile.
+            Some(_) if !permit.is_usable(clock::now()) => permit.refund(),
             Some(leave) => return Ok((permit, leave)),
             // Another call probes: the slot is better used by nobody than held.
             None => permit.refund(),

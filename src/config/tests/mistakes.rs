@@ -51,7 +51,7 @@ fn a_misspelt_name_is_answered_with_the_nearest_right_one() {
             "3:1: unknown setting queue_order; did you mean queue.order?",
             "4:1: unknown section [quue]; did you mean [queue]?",
             "6:1: unknown section [zzz]; the sections are access, credentials, listen, log, merge, \
-             queue, quota, retry, rule, shutdown, state, trace, upstream",
+             queue, quota, retry, rule, shared, shutdown, state, trace, upstream",
         ],
     );
     check(
@@ -64,14 +64,36 @@ fn a_misspelt_name_is_answered_with_the_nearest_right_one() {
 }
 
 #[test]
-fn a_part_of_a_later_version_is_refused_once() {
+fn a_store_that_cannot_be_used_as_written_is_refused() {
     check(
-        "[shared]\nredis = \"x\"\nprefix = 1\n[shared.more]\n",
+        "[shared]\nredis = \"redis://u:p@h\"\nprefix = \"{a}\"\nreplicas = 0\nbudget = \"0s\"\n",
         &[
-            "1:1: [shared] is not in this version: each process keeps its own windows; remove the \
-             section",
+            "2:9: shared.redis has a user or password, which would be shown; write shared.username \
+             and shared.password_file",
+            "3:10: shared.prefix is \"{a}\"; write 1 to 64 letters, digits, dots, dashes or \
+             underscores",
+            "4:12: shared.replicas is 0; write a whole number from 1 to 1000",
+            "5:10: shared.budget is \"0s\"; write a duration from 1ms to 10s",
         ],
     );
+    check(
+        "[shared]\nredis = \"redis://h\"\nca = \"x\"\n",
+        &[
+            "2:9: shared.redis is spoken to without TLS, so shared.ca, shared.cert and shared.key \
+             are of no use; write rediss:// or remove them",
+        ],
+    );
+    check(
+        "[shared]\nredis = \"rediss://h\"\ncert = \"x\"\nusername = \"u\"\n",
+        &[
+            "3:8: shared.cert and shared.key go together; write both or neither",
+            "4:12: shared.username is written and shared.password_file is not; a user has a password",
+        ],
+    );
+}
+
+#[test]
+fn a_word_that_is_none_of_the_choices_is_refused() {
     check_value(
         "queue.order",
         "\"fifo\"",
@@ -498,8 +520,9 @@ fn a_mistake_in_the_environment_is_answered_with_a_variable() {
          CHAT_GATEWAY__QUEUE__DEADLINE?\n\
          CHAT_GATEWAY__QUEUE__DEDLINE: unknown setting queue.dedline; did you mean \
          CHAT_GATEWAY__QUEUE__DEADLINE?\n\
-         CHAT_GATEWAY__SHARED__REDIS: [shared] is not in this version: each process keeps its own \
-         windows; remove the variable\n\
+         CHAT_GATEWAY__SHARED__REDIS: shared.redis is \"x\", which has no scheme; write \
+         redis://HOST:PORT, rediss://HOST:PORT for TLS, several hosts of a cluster with commas \
+         between them, or redis+sentinel://HOST:PORT,.../NAME\n\
          CHAT_GATEWAY__queue__deadline: is not in capitals; write CHAT_GATEWAY__QUEUE__DEADLINE",
     );
 }

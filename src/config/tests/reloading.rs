@@ -40,7 +40,7 @@ const LIVE: [&str; 30] = [
 ];
 
 /// Settings that take a restart. Those of one line depend on each other.
-const AT_RESTART: [&[&str]; 19] = [
+const AT_RESTART: [&[&str]; 25] = [
     &["listen.traffic=\"127.0.0.1:1\""],
     &["listen.admin=\"127.0.0.1:2\""],
     &["listen.max_connections=10001"],
@@ -63,6 +63,17 @@ const AT_RESTART: [&[&str]; 19] = [
     &["trace.otlp=\"http://127.0.0.1:4318\""],
     &["trace.sample=0.5"],
     &["log.format=\"json\""],
+    &["shared.redis=\"redis://127.0.0.1:6379\""],
+    &["shared.prefix=\"other\""],
+    &["shared.replicas=4"],
+    &["shared.budget=\"51ms\""],
+    &[
+        "shared.redis=\"rediss://127.0.0.1:6379\"",
+        "shared.ca=\"c\"",
+        "shared.cert=\"c\"",
+        "shared.key=\"k\"",
+    ],
+    &["shared.username=\"u\"", "shared.password_file=\"p\""],
     &["upstream.url=\"http://chat.test\""],
 ];
 

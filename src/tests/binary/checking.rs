@@ -13,7 +13,7 @@ max_calls = "many"
 budget = -1
 
 [shared]
-redis = "redis://127.0.0.1"
+replicas = 0
 
 [[rule]]
 command = "x"
@@ -52,8 +52,7 @@ fn every_mistake_should_be_shown_with_its_place_by_check_and_serve() {
         "{path}:2:1: unknown setting queue.dedline; did you mean queue.deadline?\n\
          {path}:3:13: queue.max_calls is a string; write a whole number from 1 to 10000000\n\
          {path}:6:10: retry.budget is -1; write a number from 0 to 10\n\
-         {path}:8:1: [shared] is not in this version: each process keeps its own windows; \
-         remove the section\n\
+         {path}:9:12: shared.replicas is 0; write a whole number from 1 to 1000\n\
          {path}:11:1: the rule has no quota; every rule has a command and a quota\n\
          {path}:12:11: rule.command is \"x\", which names no service; write its service and its \
          name, such as \"group_open_http_svc/send_group_msg\"\n\

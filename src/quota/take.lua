@@ -1,0 +1,303 @@
+-- Takes a slot in every window that counts an attempt, or in none, on the server's clock; and before
+-- that, writes down what became of slots that were taken earlier. One round trip, one atomic step.
+--
+-- All times are in microseconds. What comes in are lengths, counted from now; the server's clock is
+-- read here and nowhere else.
+--
+-- KEYS  [1] members: a sorted set, ID.SEAT scored by the time at which it counts as missing
+--       [2] state: a hash with the time at which the store came to be (`born`)
+--       then two for each window:
+--         slots: a sorted set, ID:SEQUENCE:N scored by the time at which that slot is free
+--         claims: a hash, n<ID> the slots that it holds, c<ID.SEAT> its claim (`u`, or `v` for one
+--                 that is covered), `last` the time of the last call that was spaced
+-- ARGV  owner, born, deadline, lease (0 for one who is no member yet), replicas, list members (0 or
+--       1), number of notes, number of wants
+--       each note: window, name, slots, slots it had, time left; or window, "", 0, 0, 0 to give up
+--                  the claim
+--       each want: window, name, at least, at most, limit, gap, horizon, hold, force (0 or 1)
+-- Gives {"late"} if the deadline has passed, {"unknown"} if the caller is no member any more, else
+--       {"taken" or "later", now, time until it may be sent or tried again, missing,
+--        slots (if later: 0 if it is because of this window), covered (0 or 1), slots of others
+--        for each want..., members...}
+--
+-- Why the sum holds: a member may, while it cannot reach the store, use its share (`share` below) of
+-- every window that it has a covered claim on, and of every other window once it counts as missing.
+-- So nobody is given a slot that belongs to a covered claim or to a missing member, and nobody beyond
+-- his own share one that somebody else claims.
+
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local members, state = KEYS[1], KEYS[2]
+local owner, replicas = ARGV[1], tonumber(ARGV[5])
+
+if now > tonumber(ARGV[3]) then
+  return {'late', now}
+end
+if redis.call('HGET', state, 'born') ~= ARGV[2] then
+  return {'unknown', now}
+end
+if ARGV[4] ~= '0' then
+  if not redis.call('ZSCORE', members, owner) then
+    return {'unknown', now}
+  end
+  redis.call('ZADD', members, now + ARGV[4], owner)
+end
+local TWO_HOURS = 7200000
+redis.call('PEXPIRE', members, TWO_HOURS)
+redis.call('PEXPIRE', state, TWO_HOURS)
+
+local function key(window)
+  return KEYS[2 * window + 1], KEYS[2 * window + 2]
+end
+
+local function id_of(name)
+  return string.match(name, '^%d+')
+end
+
+local function seat_of(name)
+  return tonumber(string.match(name, '%.(%d+)$'))
+end
+
+local function count(claims, id, by)
+  if by ~= 0 and redis.call('HINCRBY', claims, 'n' .. id, by) <= 0 then
+    redis.call('HDEL', claims, 'n' .. id)
+  end
+end
+
+local function prune(slots, claims)
+  local gone = redis.call('ZRANGEBYSCORE', slots, '-inf', now)
+  if #gone > 0 then
+    redis.call('ZREMRANGEBYSCORE', slots, '-inf', now)
+    local counts = {}
+    for _, name in ipairs(gone) do
+      local id = id_of(name)
+      counts[id] = (counts[id] or 0) + 1
+    end
+    for id, n in pairs(counts) do
+      count(claims, id, -n)
+    end
+  end
+end
+
+local function put(slots, claims, name, first, last, free_at)
+  local added = 0
+  for n = first, last do
+    added = added + redis.call('ZADD', slots, free_at, name .. ':' .. n)
+  end
+  count(claims, id_of(name), added)
+end
+
+local function del(slots, claims, name, first, last)
+  local removed = 0
+  for n = first, last do
+    removed = removed + redis.call('ZREM', slots, name .. ':' .. n)
+  end
+  count(claims, id_of(name), -removed)
+end
+
+-- Both keys of a window go when its last slot is free, a claim without slots after a minute.
+local function expire(slots, claims)
+  local last = redis.call('ZRANGE', slots, -1, -1, 'WITHSCORES')
+  local at = math.max(tonumber(last[2] or 0), now) / 1000
+  redis.call('PEXPIREAT', slots, math.floor(at) + 1000)
+  redis.call('PEXPIREAT', claims, math.floor(at) + 60000)
+end
+
+local arg = 8
+local function following(n)
+  local values = {unpack(ARGV, arg + 1, arg + n)}
+  arg = arg + n
+  return unpack(values)
+end
+
+for _ = 1, tonumber(ARGV[7]) do
+  local window, name, has, had, left = following(5)
+  local slots, claims = key(tonumber(window))
+  if name == '' then
+    redis.call('HDEL', claims, 'c' .. owner)
+  else
+    has, had, left = tonumber(has), tonumber(had), tonumber(left)
+    if left <= 0 then
+      has = 0
+    end
+    put(slots, claims, name, 1, has, now + left)
+    del(slots, claims, name, has + 1, had)
+    expire(slots, claims)
+  end
+end
+
+local missing = redis.call('ZRANGEBYSCORE', members, '-inf', now)
+local at, later, answers, wants = now, nil, {}, {}
+
+for w = 1, tonumber(ARGV[8]) do
+  local want = {}
+  want.window, want.name, want.min, want.max, want.limit, want.gap, want.horizon, want.hold, want.force =
+    following(9)
+  for _, field in ipairs({'window', 'min', 'max', 'limit', 'gap', 'horizon', 'hold'}) do
+    want[field] = tonumber(want[field])
+  end
+  want.slots, want.claims = key(want.window)
+  prune(want.slots, want.claims)
+  local total = redis.call('ZCARD', want.slots)
+  local limit = want.limit
+  local floor = math.floor(limit / replicas)
+  local function share(whose)
+    local seat = seat_of(whose)
+    if floor > 0 and seat < replicas and seat >= replicas - limit % replicas then
+      return floor + 1
+    end
+    return floor
+  end
+
+  -- Who holds and who claims how much.
+  local held, claimed = {}, {}
+  local fields = redis.call('HGETALL', want.claims)
+  for f = 1, #fields, 2 do
+    local kind, whose = string.sub(fields[f], 1, 1), string.sub(fields[f], 2)
+    if kind == 'n' then
+      if total == 0 then
+        -- The slots have expired as a whole.
+        redis.call('HDEL', want.claims, fields[f])
+      else
+        held[whose] = tonumber(fields[f + 1])
+      end
+    elseif kind == 'c' then
+      if redis.call('ZSCORE', members, whose) then
+        claimed[whose] = fields[f + 1]
+      else
+        redis.call('HDEL', want.claims, fields[f])
+      end
+    elseif fields[f] == 'last' then
+      want.last = tonumber(fields[f + 1])
+    end
+  end
+  for _, whose in ipairs(missing) do
+    claimed[whose] = 'v'
+  end
+  local mine = held[id_of(owner)] or 0
+  local covered, all, by_id = 0, 0, {[id_of(owner)] = owner}
+  for whose, claim in pairs(claimed) do
+    by_id[id_of(whose)] = whose
+    if whose ~= owner then
+      local unused = math.max(0, share(whose) - (held[id_of(whose)] or 0))
+      all = all + unused
+      if claim == 'v' then
+        covered = covered + unused
+      end
+    end
+  end
+  want.covered, want.mine, want.total, want.share = covered, mine, total, share(owner)
+  want.claim = claimed[owner]
+
+  -- What others must be able to take, from what is free.
+  local function spare()
+    local reserved = mine + want.min <= want.share and covered or all
+    return limit - total - reserved
+  end
+  local free = spare()
+  want.take = math.min(want.max, math.max(free, want.min))
+  if want.force == '1' then
+    want.take = want.min
+  elseif free < want.min then
+    -- Ahead in time, as far as slots cool: the moment at which enough of them are free. A slot of one
+    -- who claims no more than his share is his own again, and does not count.
+    local index, found, freed = 0, false, {}
+    while not found do
+      local some = redis.call('ZRANGE', want.slots, index, index + 31, 'WITHSCORES')
+      index = index + 32
+      for s = 1, #some, 2 do
+        local id, free_at = id_of(some[s]), tonumber(some[s + 1])
+        if free_at - now > want.horizon then
+          break
+        end
+        total = total - 1
+        held[id] = (held[id] or 0) - 1
+        local whose = by_id[id]
+        if whose == owner then
+          mine = mine - 1
+          freed[#freed + 1] = some[s]
+        elseif whose and held[id] < share(whose) then
+          all = all + 1
+          if claimed[whose] == 'v' then
+            covered = covered + 1
+          end
+        else
+          freed[#freed + 1] = some[s]
+        end
+        if spare() >= want.min then
+          found = true
+          at = math.max(at, free_at)
+          break
+        end
+      end
+      if #some < 64 or tonumber(some[#some]) - now > want.horizon then
+        break
+      end
+    end
+    if found then
+      want.freed = freed
+    else
+      -- They are at the upstream, or are still to be sent: not before the first of them is.
+      local first = redis.call('ZRANGE', want.slots, 0, 0, 'WITHSCORES')
+      later = math.max(later or 0, tonumber(first[2] or now) - want.hold - now, 0)
+      want.denied = true
+    end
+  end
+  if want.gap > 0 and want.last then
+    at = math.max(at, want.last + want.gap)
+  end
+  if floor == 0 and #missing > 0 then
+    -- There are too few slots for shares. Those who are missing take turns (redis/share.rs), so
+    -- everybody does.
+    local piece = math.ceil((want.horizon + math.min(250000, math.floor(want.horizon / 4))) / limit)
+    local seat = seat_of(owner)
+    if seat >= replicas then
+      later = math.max(later or 0, want.horizon)
+      want.denied = true
+    else
+      at = at + (seat * piece - at) % (replicas * piece)
+    end
+  end
+  wants[w] = want
+end
+
+for w, want in ipairs(wants) do
+  if not later then
+    if want.freed then
+      -- It has the last of them; those before go by themselves until then.
+      for n = math.max(1, #want.freed - want.min + 1), #want.freed do
+        local name = want.freed[n]
+        redis.call('ZREM', want.slots, name)
+        count(want.claims, id_of(name), -1)
+        want.total = want.total - 1
+        if id_of(name) == id_of(owner) then
+          want.mine = want.mine - 1
+        end
+      end
+    end
+    put(want.slots, want.claims, want.name, 1, want.take, at + want.hold)
+    want.total, want.mine = want.total + want.take, want.mine + want.take
+    if want.gap > 0 then
+      redis.call('HSET', want.claims, 'last', at + want.gap * (want.take - 1))
+    end
+  end
+  -- A claim is covered as soon as there is room for it beside those that are, and stays so.
+  local unused = math.max(0, want.share - want.mine)
+  if want.claim ~= 'v' then
+    want.claim = want.limit - want.total >= unused + want.covered and 'v' or 'u'
+    redis.call('HSET', want.claims, 'c' .. owner, want.claim)
+  end
+  expire(want.slots, want.claims)
+  answers[3 * w - 2] = later and (want.denied and 0 or 1) or want.take
+  answers[3 * w - 1] = want.claim == 'v' and 1 or 0
+  answers[3 * w] = want.total - want.mine
+end
+
+local reply = {later and 'later' or 'taken', now, later or at - now, #missing, unpack(answers)}
+if ARGV[6] == '1' then
+  local list = redis.call('ZRANGE', members, 0, -1, 'WITHSCORES')
+  for m = 1, #list, 2 do
+    reply[#reply + 1] = list[m]
+  end
+end
+return reply

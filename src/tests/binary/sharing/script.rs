@@ -1,0 +1,295 @@
+//! `take.lua` by itself, against a real server.
+
+use std::time::Duration;
+
+use chat_gateway::{
+    clock,
+    quota::{
+        journal::record::WindowId,
+        redis::script::{Answer, Ask, Done, Keys, Name, Note, Owner, Want, join, take},
+    },
+};
+use redis::{Script, Value, aio::MultiplexedConnection};
+
+use super::server::Server;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Gateways that speak to one server.
+struct Bench {
+    server: Server,
+    connection: MultiplexedConnection,
+    script: Script,
+    keys: Keys,
+    born: String,
+    sequence: u64,
+}
+
+impl Bench {
+    async fn start() -> Bench {
+        let server = Server::start().await;
+        let client = redis::Client::open(server.url()).expect("a legal URL");
+        let connection = client.get_multiplexed_async_connection().await;
+        Bench {
+            server,
+            connection: connection.expect("it listens"),
+            script: take(),
+            keys: Keys::new("t"),
+            born: String::new(),
+            sequence: 0,
+        }
+    }
+
+    async fn join(&mut self, words: &[&str]) -> Vec<String> {
+        let script = join();
+        let mut call = script.prepare_invoke();
+        call.key(self.keys.members())
+            .key(self.keys.state())
+            .arg(words);
+        let answer: Vec<Value> = call
+            .invoke_async(&mut self.connection)
+            .await
+            .expect("it answers");
+        let text = |value| match value {
+            Value::Int(number) => number.to_string(),
+            Value::BulkString(bytes) => String::from_utf8(bytes).expect("text"),
+            other => panic!("{other:?}"),
+        };
+        answer.into_iter().map(text).collect()
+    }
+
+    /// One more gateway, of `replicas`.
+    async fn gateway(&mut self, replicas: &str) -> Owner {
+        let hello = self.join(&["hello", "0"]).await;
+        self.born.clone_from(&hello[2]);
+        let entered = ["enter", &hello[0], "", "-1", replicas, "60000000", "0"];
+        Owner::parse(&self.join(&entered).await[0]).expect("an owner")
+    }
+
+    async fn ask(&mut self, owner: &Owner, ask: Ask) -> Answer {
+        let ask = Ask {
+            owner: owner.clone(),
+            sequence: self.sequence,
+            ..ask
+        };
+        self.sequence += 1;
+        let (keys, arguments) = ask.encode(&self.keys);
+        let mut call = self.script.prepare_invoke();
+        for key in keys {
+            call.key(key);
+        }
+        call.arg(arguments);
+        let answer: Vec<Value> = call
+            .invoke_async(&mut self.connection)
+            .await
+            .expect("it answers");
+        Answer::parse(&answer, ask.wants.len()).unwrap_or_else(|| panic!("{answer:?}"))
+    }
+
+    fn now(&self) -> i64 {
+        let time = self.server.ask(&["TIME"]);
+        let mut numbers = time.lines().filter_map(|line| line.parse::<i64>().ok());
+        numbers.next().expect("seconds") * 1_000_000 + numbers.next().expect("microseconds")
+    }
+
+    fn wants(&self, wants: Vec<Want>) -> Ask {
+        Ask {
+            owner: Owner { id: 0, seat: 0 },
+            born: self.born.as_str().into(),
+            deadline: self.now() + 1_000_000,
+            lease: SECOND * 60,
+            replicas: 3,
+            list: false,
+            notes: Vec::new(),
+            releases: Vec::new(),
+            wants,
+            sequence: 0,
+        }
+    }
+
+    async fn take(&mut self, owner: &Owner, want: Want) -> Done {
+        let ask = self.wants(vec![want]);
+        match self.ask(owner, ask).await {
+            Answer::Done(done) => done,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Slots of a window in the store.
+    fn slots(&self, want: &Want) -> usize {
+        let [slots, _] = self.keys.window(&want.window);
+        let answer = self.server.ask(&["ZCARD", &slots]);
+        let count = answer
+            .lines()
+            .next()
+            .and_then(|line| line.strip_prefix(':'));
+        count.expect("a number").parse().expect("a number")
+    }
+}
+
+fn want(name: &str, limit: u32) -> Want {
+    Want {
+        window: WindowId::of_command(name, Some(1)),
+        min: 1,
+        max: 1,
+        limit,
+        gap: Duration::ZERO,
+        horizon: SECOND,
+        hold: SECOND * 6,
+        force: false,
+    }
+}
+
+#[tokio::test]
+async fn an_order_that_comes_too_late_should_change_nothing() {
+    let mut bench = Bench::start().await;
+    let owner = bench.gateway("3").await;
+    let late = Ask {
+        deadline: bench.now() - 1,
+        ..bench.wants(vec![want("w", 5)])
+    };
+    assert_eq!(bench.ask(&owner, late).await, Answer::Late);
+    assert_eq!(bench.slots(&want("w", 5)), 0);
+}
+
+#[tokio::test]
+async fn a_store_that_was_emptied_should_know_nobody() {
+    let mut bench = Bench::start().await;
+    let owner = bench.gateway("3").await;
+    bench.server.ask(&["FLUSHALL"]);
+    let ask = bench.wants(vec![want("w", 5)]);
+    assert_eq!(bench.ask(&owner, ask).await, Answer::Unknown);
+    assert!(bench.server.ask(&["DBSIZE"]).contains(":0"));
+}
+
+#[tokio::test]
+async fn what_is_wanted_should_be_taken_whole_or_not_at_all() {
+    let mut bench = Bench::start().await;
+    let owner = bench.gateway("1").await;
+    let (wide, narrow) = (want("wide", 5), want("narrow", 1));
+    for taken in [true, false] {
+        let mut ask = bench.wants(vec![wide.clone(), narrow.clone()]);
+        ask.replicas = 1;
+        let Answer::Done(done) = bench.ask(&owner, ask).await else {
+            panic!("it knows him")
+        };
+        assert_eq!(done.taken, taken);
+        assert_eq!((bench.slots(&wide), bench.slots(&narrow)), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_share_that_is_claimed_and_covered_should_be_left_free() {
+    let mut bench = Bench::start().await;
+    let (one, other) = (bench.gateway("3").await, bench.gateway("3").await);
+    assert_eq!((one.seat, other.seat), (0, 1));
+    let window = want("w", 5);
+    // The other one claims the window: his share is two of five, and he has taken one.
+    let first = bench.take(&other, window.clone()).await;
+    assert!(first.taken && first.got[0].covered);
+    for n in 0..5 {
+        let done = bench.take(&one, window.clone()).await;
+        assert_eq!(done.taken, n < 3, "one is left to him");
+    }
+    assert_eq!(bench.slots(&window), 4);
+    let second = bench.take(&other, window.clone()).await;
+    assert!(second.taken && second.wait.is_zero());
+    // He gives the claim up: nothing is kept for him any more.
+    let mut release = bench.wants(Vec::new());
+    release.releases = vec![window.window];
+    assert!(matches!(bench.ask(&other, release).await, Answer::Done(_)));
+}
+
+#[tokio::test]
+async fn a_slot_that_cools_should_be_given_ahead_to_whoever_asks_first() {
+    let mut bench = Bench::start().await;
+    let (one, other) = (bench.gateway("3").await, bench.gateway("3").await);
+    let window = want("w", 5);
+    for sequence in 0..5 {
+        bench.take(&one, window.clone()).await;
+        let mut settle = bench.wants(Vec::new());
+        settle.notes = vec![Note {
+            window: window.window,
+            name: Name {
+                id: one.id,
+                sequence: sequence * 2,
+            },
+            slots: 1,
+            had: 1,
+            left: Duration::from_millis(500 + 100 * sequence),
+        }];
+        bench.ask(&one, settle).await;
+    }
+    let first = bench.take(&other, window.clone()).await;
+    let second = bench.take(&one, window.clone()).await;
+    assert!(first.taken && second.taken);
+    assert!(first.wait > Duration::from_millis(300) && first.wait < Duration::from_millis(505));
+    assert!(second.wait > first.wait, "each slot is given once");
+    assert_eq!(bench.slots(&window), 5, "no more than the limit");
+}
+
+#[tokio::test]
+async fn a_window_should_have_no_more_entries_than_slots_and_every_key_should_expire() {
+    let mut bench = Bench::start().await;
+    let owner = bench.gateway("1").await;
+    let window = Want {
+        hold: Duration::from_millis(200),
+        horizon: Duration::from_millis(200),
+        ..want("w", 4)
+    };
+    for _ in 0..40 {
+        let mut ask = bench.wants(vec![window.clone()]);
+        ask.replicas = 1;
+        bench.ask(&owner, ask).await;
+        assert!(bench.slots(&window) <= 4);
+        clock::sleep(Duration::from_millis(5)).await;
+    }
+    let script = "local o = 0 for _, k in ipairs(redis.call('KEYS', '*')) do \
+                  if redis.call('PTTL', k) < 0 then return -1 end o = o + 1 end return o";
+    let answer = bench.server.ask(&["EVAL", script, "0"]);
+    assert!(
+        answer.starts_with(":4"),
+        "members, state, slots and claims, all with an end: {answer}"
+    );
+}
+
+#[tokio::test]
+async fn seats_should_be_kept_for_those_who_are_away() {
+    let mut bench = Bench::start().await;
+    let seats = [
+        bench.gateway("3").await,
+        bench.gateway("3").await,
+        bench.gateway("3").await,
+    ];
+    assert_eq!(seats.each_ref().map(|owner| owner.seat), [0, 1, 2]);
+    assert_eq!(bench.gateway("3").await.seat, 3, "there is none left");
+    // One comes back under a new number.
+    let hello = bench.join(&["hello", "0"]).await;
+    let entered = [
+        "enter",
+        &hello[0],
+        &seats[1].text(),
+        "1",
+        "3",
+        "60000000",
+        "0",
+    ];
+    let again = Owner::parse(&bench.join(&entered).await[0]).expect("an owner");
+    assert_eq!(again.seat, 1);
+    // The store forgets everybody: those who were known keep their seats.
+    bench.server.ask(&["FLUSHALL"]);
+    let hello = bench.join(&["hello", "0"]).await;
+    let entered = [
+        "enter", &hello[0], "", "2", "3", "60000000", "0", "0", "1", "2",
+    ];
+    let answer = bench.join(&entered).await;
+    assert!(
+        answer[0].ends_with(".2") && answer.contains(&"0.0".to_owned()),
+        "{answer:?}"
+    );
+    assert_eq!(
+        bench.gateway("3").await.seat,
+        3,
+        "the seats of the others are theirs"
+    );
+}
