@@ -6,9 +6,10 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 PYTHON := target/tools/venv/bin/python
 export PYTHONDONTWRITEBYTECODE = 1
+.PHONY: test lint deny spec prove fuzz mutants bench bench-parts instructions build clean tools
 
 .PHONY: test lint deny spec interleavings keys page-test deploy prove soak fuzz mutants build clean tools
-.PHONY: deploy-test deploy-tools deploy-live image-test callers-test
+.PHONY: deploy-test deploy-tools deploy-live image-test callers-test bench bench-parts instructions
 
 ## Everything that must hold before a commit: format, lints, licences, documentation, tests, and what
 ## a gateway is run and watched with, as far as Debian's own packages can check it.
@@ -17,6 +18,7 @@ test: lint deny spec interleavings keys page-test deploy
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
+	$(CARGO) fmt --manifest-path benches/Cargo.toml --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked --quiet
 
@@ -108,6 +110,23 @@ fuzz: tools
 mutants: tools
 	@$(CARGO) mutants --version >/dev/null 2>&1 || $(CARGO) install --locked --quiet cargo-mutants
 	$(CARGO) mutants --output target $(MUTANTS)
+
+## The whole gateway beside nginx and HAProxy, as a table of ratios; a quarter of an hour or more on
+## a quiet machine. BENCH="run --only latency", BENCH=growth: see benches/README.md.
+BENCH ?= run
+bench: build
+	$(CARGO) run --release --locked --quiet --manifest-path benches/Cargo.toml --target-dir target/benches \
+		--bin proxy -- $(BENCH) --gateway target/release/chat-gateway --benches benches
+
+## The time of the deciding parts.
+bench-parts:
+	$(CARGO) bench --locked --manifest-path benches/Cargo.toml --target-dir target/benches --bench parts
+
+## Instructions of the same against the accepted figures in benches/instructions.rs.
+instructions: tools
+	@command -v valgrind >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq valgrind libc6-dbg; }
+	@gungraun-runner --version >/dev/null 2>&1 || $(CARGO) install --locked --quiet gungraun-runner --version $$(sed -n '/^name = "gungraun"$$/{n;s/version = "\(.*\)"/\1/p}' benches/Cargo.lock)
+	GUNGRAUN_HOME=$(CURDIR)/target/gungraun $(CARGO) bench --locked --manifest-path benches/Cargo.toml --target-dir target/benches --bench instructions
 
 build:
 	$(CARGO) build --release --locked

@@ -1,0 +1,521 @@
+//! What is measured, line by line of the table.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::{
+    Result, Run,
+    load::{Kind, Order},
+    measure::{Rounds, row},
+    plot::{self, Series},
+    process::{self, Load, OTHER, OWN, Process, free_port, load},
+};
+
+/// Nothing waits: every limit is out of reach.
+const OPEN: &str = r#"
+[quota.group_attributes]
+limit = 1000000
+window = "10ms"
+[quota.message_extension]
+limit = 1000000
+[quota.api]
+limit = 1000000
+[state]
+hold = "0s"
+"#;
+
+/// Settings as they are, but the API-wide limit: groups that are written once do not wait.
+const USUAL: &str = r#"
+[quota.api]
+limit = 1000000
+[state]
+hold = "0s"
+"#;
+
+/// One bench run's folder, upstream and binary.
+struct Bench<'a> {
+    run: &'a Run,
+    folder: PathBuf,
+    upstream: u16,
+    _upstream: Process,
+}
+
+/// One proxy under load.
+struct Proxy {
+    name: &'static str,
+    port: u16,
+    /// The gateway's second port.
+    admin: Option<u16>,
+    process: Process,
+}
+
+impl Proxy {
+    /// One of the gateway's own figures.
+    fn metric(&self, name: &str, labels: &str) -> Result<f64> {
+        let admin = self.admin.ok_or("only the gateway has metrics")?;
+        let mut stream = TcpStream::connect(("127.0.0.1", admin))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let line = text
+            .lines()
+            .find(|line| line.starts_with(name) && line.contains(labels))
+            .ok_or_else(|| format!("no {name} with {labels}"))?;
+        let value = line.rsplit(' ').next().ok_or("no value")?;
+        Ok(value.parse()?)
+    }
+}
+
+impl<'a> Bench<'a> {
+    fn new(run: &'a Run) -> Result<Bench<'a>> {
+        let folder =
+            std::env::temp_dir().join(format!("chat-gateway-bench-{}", std::process::id()));
+        fs::create_dir_all(&folder)?;
+        let upstream = free_port()?;
+        Ok(Bench {
+            run,
+            folder,
+            upstream,
+            _upstream: Process::upstream(upstream)?,
+        })
+    }
+
+    fn gateway(&self, cores: &str, settings: &str) -> Result<Proxy> {
+        self.gateway_to(cores, settings, self.upstream)
+    }
+
+    fn gateway_to(&self, cores: &str, settings: &str, upstream: u16) -> Result<Proxy> {
+        let (port, admin) = (free_port()?, free_port()?);
+        let file = self.folder.join(format!("gateway-{port}.toml"));
+        let settings = format!(
+            "[listen]\ntraffic = \"127.0.0.1:{port}\"\nadmin = \"127.0.0.1:{admin}\"\n\
+             max_connections = 20000\n[upstream]\nurl = \"http://127.0.0.1:{upstream}\"\n{settings}"
+        );
+        fs::write(&file, settings)?;
+        let file = file.display().to_string();
+        let process = Process::start(
+            cores,
+            &self.run.gateway,
+            &["serve", "--config", &file],
+            port,
+        )?;
+        Ok(Proxy {
+            name: "gateway",
+            port,
+            admin: Some(admin),
+            process,
+        })
+    }
+
+    /// A peer, if it is installed.
+    fn peer(&self, name: &'static str) -> Result<Option<Proxy>> {
+        let (program, settings) = match name {
+            "nginx" => ("/usr/sbin/nginx", "nginx.conf"),
+            "nginx with Lua" => ("/usr/sbin/nginx", "nginx-lua.conf"),
+            _ => ("/usr/sbin/haproxy", "haproxy.cfg"),
+        };
+        let lua = Path::new("/usr/lib/nginx/modules/ngx_http_lua_module.so");
+        if !Path::new(program).exists() || (name == "nginx with Lua" && !lua.exists()) {
+            eprintln!("{name} is not installed and left out");
+            return Ok(None);
+        }
+        let port = free_port()?;
+        let text = fs::read_to_string(self.run.benches.join("peers").join(settings))?
+            .replace("@LISTEN@", &port.to_string())
+            .replace("@UPSTREAM@", &self.upstream.to_string())
+            .replace("@LIMIT@", "1000000")
+            .replace("@DIR@", &self.folder.display().to_string());
+        let file = self.folder.join(format!("{port}-{settings}"));
+        fs::write(&file, text)?;
+        let file = file.display().to_string();
+        let flag = if program.ends_with("nginx") {
+            "-c"
+        } else {
+            "-f"
+        };
+        let process = Process::start(OWN, Path::new(program), &[flag, &file], port)?;
+        Ok(Some(Proxy {
+            name,
+            port,
+            admin: None,
+            process,
+        }))
+    }
+
+    fn order(&self, port: u16, kind: Kind) -> Order {
+        Order {
+            port,
+            kind,
+            bytes: 300,
+            connections: 64,
+            millis: self.run.seconds * 1_000,
+            keys: 0,
+            calls: 0,
+            rate: 0,
+        }
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        name.contains(&self.run.only)
+    }
+}
+
+impl Drop for Bench<'_> {
+    fn drop(&mut self) {
+        // Only files of this run; what is left over is in the folder for such things.
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Microseconds of CPU for each call of a load.
+fn cpu_per_call(proxy: &Proxy, order: &Order) -> Result<f64> {
+    let before = proxy.process.cpu()?;
+    let outcome = load(order)?;
+    if outcome.good == 0 || outcome.bad * 100 > outcome.good {
+        return Err(format!("{} failed: {outcome:?}", proxy.name).into());
+    }
+    let spent = proxy.process.cpu()? - before;
+    Ok(spent.as_secs_f64() * 1e6 / outcome.good as f64)
+}
+
+/// Rounds of CPU per call for each of `proxies` in turn, after one that is thrown away.
+fn alternate(bench: &Bench<'_>, proxies: &[(&Proxy, Order)]) -> Result<Vec<Rounds>> {
+    let mut all = vec![Rounds::default(); proxies.len()];
+    for round in 0..=bench.run.rounds {
+        for ((proxy, order), rounds) in proxies.iter().zip(&mut all) {
+            let spent = cpu_per_call(proxy, order)?;
+            if round > 0 {
+                rounds.0.push(spent);
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// The table of ratios.
+pub fn table(run: &Run) -> Result<()> {
+    let bench = Bench::new(run)?;
+    println!("| work | measured | goal |\n|---|---|---|");
+    for (name, scenario) in [
+        ("pass", pass as fn(&Bench<'_>) -> Result<()>),
+        ("write", write),
+        ("keys", keys),
+        ("latency", latency),
+        ("cores", cores),
+        ("crowd", crowd),
+        ("memory", memory),
+        ("start", start),
+    ] {
+        if bench.wants(name) {
+            scenario(&bench)?;
+        }
+    }
+    Ok(())
+}
+
+fn pass(bench: &Bench<'_>) -> Result<()> {
+    let gateway = bench.gateway(OWN, OPEN)?;
+    let mut proxies = vec![(&gateway, bench.order(gateway.port, Kind::Unknown))];
+    let peers = [bench.peer("nginx")?, bench.peer("HAProxy")?];
+    for peer in peers.iter().flatten() {
+        proxies.push((peer, bench.order(peer.port, Kind::Unknown)));
+    }
+    let spent = alternate(bench, &proxies)?;
+    row("pass-through, us of CPU per call", &spent[0], "");
+    for ((peer, _), rounds) in proxies.iter().zip(&spent).skip(1) {
+        let goal = if peer.name == "nginx" { "1.0" } else { "" };
+        let work = format!("pass-through, CPU over {}'s", peer.name);
+        row(&work, spent[0].over(rounds), goal);
+    }
+    Ok(())
+}
+
+fn write(bench: &Bench<'_>) -> Result<()> {
+    let gateway = bench.gateway(OWN, USUAL)?;
+    let Some(nginx) = bench.peer("nginx")? else {
+        return Ok(());
+    };
+    let lua = bench.peer("nginx with Lua")?;
+    for (bytes, name, goals) in [
+        (300, "300 B", ["1.15", "0.6"]),
+        (8_192, "8 KB", ["", "0.4"]),
+    ] {
+        let order = |port, kind| Order {
+            bytes,
+            ..bench.order(port, kind)
+        };
+        let mut proxies = vec![
+            (&gateway, order(gateway.port, Kind::Attributes)),
+            (&nginx, order(nginx.port, Kind::Unknown)),
+        ];
+        proxies.extend(
+            lua.iter()
+                .map(|lua| (lua, order(lua.port, Kind::Attributes))),
+        );
+        let spent = alternate(bench, &proxies)?;
+        row(
+            &format!("set_group_attr {name}, us of CPU per call"),
+            &spent[0],
+            "",
+        );
+        for (((peer, _), rounds), goal) in proxies.iter().zip(&spent).skip(1).zip(goals) {
+            let work = format!("set_group_attr {name}, CPU over {}'s", peer.name);
+            row(&work, spent[0].over(rounds), goal);
+        }
+    }
+    Ok(())
+}
+
+fn keys(bench: &Bench<'_>) -> Result<()> {
+    let (few, many) = (bench.gateway(OWN, OPEN)?, bench.gateway(OWN, OPEN_LONG)?);
+    let order = |proxy: &Proxy, keys| Order {
+        keys,
+        ..bench.order(proxy.port, Kind::Attributes)
+    };
+    // All of them live before the first round counts.
+    let warm = Order {
+        millis: 60_000,
+        calls: 100_000 / 64 + 1,
+        ..order(&many, 100_000)
+    };
+    load(&warm)?;
+    let spent = alternate(
+        bench,
+        &[(&few, order(&few, 10)), (&many, order(&many, 100_000))],
+    )?;
+    row(
+        "100,000 live groups, CPU over that of 10",
+        spent[1].over(&spent[0]),
+        "1.2",
+    );
+    Ok(())
+}
+
+/// As [`OPEN`], with windows that outlast the bench.
+const OPEN_LONG: &str = r#"
+[quota.group_attributes]
+limit = 1000000
+window = "60s"
+[quota.api]
+limit = 1000000
+[state]
+hold = "0s"
+"#;
+
+fn latency(bench: &Bench<'_>) -> Result<()> {
+    let gateway = bench.gateway(OWN, USUAL)?;
+    let Some(nginx) = bench.peer("nginx")? else {
+        return Ok(());
+    };
+    let mut p50 = [Rounds::default(), Rounds::default()];
+    let mut p99 = [Rounds::default(), Rounds::default()];
+    for _ in 0..bench.run.rounds {
+        for (n, proxy) in [&gateway, &nginx].into_iter().enumerate() {
+            let order = Order {
+                connections: 1,
+                rate: 1_000,
+                ..bench.order(proxy.port, Kind::Attributes)
+            };
+            let outcome = load(&order)?;
+            p50[n].0.push(outcome.p50 as f64);
+            p99[n].0.push(outcome.p99 as f64 / 1e3);
+        }
+    }
+    row(
+        "1 connection, 1,000 calls/s: p50 over nginx's",
+        p50[0].over(&p50[1]),
+        "1.3",
+    );
+    row("the same: p99 in ms", &p99[0], "1");
+    row("the same: nginx's p99 in ms", &p99[1], "");
+    Ok(())
+}
+
+/// With two cores in all, load and upstream take their part of both: what is compared is the CPU
+/// that a call costs, which says how much twice the cores could carry.
+fn cores(bench: &Bench<'_>) -> Result<()> {
+    let both = format!("{OWN},{OTHER}");
+    let (one, two) = (bench.gateway(OWN, USUAL)?, bench.gateway(&both, USUAL)?);
+    let order = |proxy: &Proxy| bench.order(proxy.port, Kind::Attributes);
+    let spent = alternate(bench, &[(&one, order(&one)), (&two, order(&two))])?;
+    let ratio = Rounds(spent[0].over(&spent[1]).0.iter().map(|r| 2.0 * r).collect());
+    row("two cores instead of one, by CPU per call", ratio, "1.8");
+    Ok(())
+}
+
+fn crowd(bench: &Bench<'_>) -> Result<()> {
+    let callers = 10_000;
+    let simulated = free_port()?;
+    let address = format!("127.0.0.1:{simulated}");
+    let arguments = [
+        "simulate",
+        "--listen",
+        &address,
+        "--latency",
+        "10ms",
+        "--message-extension",
+        "1000000/1m",
+        "--group-attributes",
+        "1000000/1s",
+        "--api",
+        "1000000/1s",
+    ];
+    let _simulator = Process::start(OTHER, &bench.run.gateway, &arguments, simulated)?;
+    let gateway = bench.gateway_to(OWN, OPEN, simulated)?;
+    let alone = Order {
+        connections: 1,
+        ..bench.order(gateway.port, Kind::Attributes)
+    };
+    let uncontended = cpu_per_call(&gateway, &alone)?;
+    let crowd = Order {
+        connections: callers,
+        calls: 1,
+        millis: 600_000,
+        ..bench.order(gateway.port, Kind::Extension)
+    };
+    let contended = cpu_per_call(&gateway, &crowd)?;
+    row(
+        "10,000 callers on one message: CPU per call over an uncontended one's",
+        format!("{:.2}", contended / uncontended),
+        "2",
+    );
+    let batches = |part| {
+        let name = format!("chat_gateway_batch_calls_{part}");
+        gateway.metric(&name, "command=\"group_set_key_values\"")
+    };
+    row(
+        "the same: callers' calls in one at the upstream",
+        format!("{:.1}", batches("sum")? / batches("count")?),
+        "20",
+    );
+    Ok(())
+}
+
+fn memory(bench: &Bench<'_>) -> Result<()> {
+    let gateway = bench.gateway(OWN, USUAL)?;
+    let idle = gateway.process.resident()?;
+    row(
+        "resident memory idle, MiB",
+        format!("{:.1}", idle as f64 / 1024.0),
+        "12",
+    );
+    drop(gateway);
+
+    let keys = 100_000;
+    let gateway = bench.gateway(OWN, OPEN_LONG)?;
+    let many = Order {
+        keys,
+        calls: keys / 64 + 1,
+        millis: 120_000,
+        ..bench.order(gateway.port, Kind::Attributes)
+    };
+    let before = gateway.process.resident()?;
+    load(&many)?;
+    let grown = gateway.process.resident()? - before;
+    row(
+        "memory per remembered key, KiB",
+        format!("{:.2}", grown as f64 / keys as f64),
+        "3",
+    );
+    drop(gateway);
+
+    // One group at 1 a minute: everybody but one waits.
+    let waiting = 10_000;
+    let gateway = bench.gateway(OWN, "[quota.group_attributes]\nlimit = 1\nwindow = \"60s\"\n[state]\nhold = \"0s\"\n[merge]\nenabled = false\n")?;
+    let crowd = Order {
+        connections: waiting,
+        calls: 1,
+        keys: 1,
+        bytes: 300,
+        millis: 8_000,
+        ..bench.order(gateway.port, Kind::Attributes)
+    };
+    let before = gateway.process.resident()?;
+    let load = Load::start(&crowd)?;
+    std::thread::sleep(Duration::from_secs(5));
+    let grown = gateway.process.resident()?.saturating_sub(before);
+    row(
+        "memory per connection with a waiting call of 300 B, KiB",
+        format!("{:.2}", grown as f64 / waiting as f64),
+        "2 and the body",
+    );
+    drop(gateway);
+    // They hear nothing any more.
+    let _ = load.finish();
+
+    let gateway = bench.gateway(OWN, USUAL)?;
+    let before = gateway.process.resident()?;
+    let million = Order {
+        calls: 1_000_000 / 64,
+        millis: 600_000,
+        ..bench.order(gateway.port, Kind::Attributes)
+    };
+    process::load(&million)?;
+    std::thread::sleep(Duration::from_secs(5));
+    let after = gateway.process.resident()?;
+    row(
+        "resident memory after 1,000,000 keys over idle",
+        format!("{:.2}", after as f64 / before as f64),
+        "1.2",
+    );
+    Ok(())
+}
+
+fn start(bench: &Bench<'_>) -> Result<()> {
+    let size = fs::metadata(&bench.run.gateway)?.len();
+    row(
+        "release binary, MiB",
+        format!("{:.1}", size as f64 / f64::from(1 << 20)),
+        "10",
+    );
+    let mut ready = Rounds::default();
+    for _ in 0..bench.run.rounds {
+        ready
+            .0
+            .push(bench.gateway(OWN, USUAL)?.process.ready_after.as_secs_f64() * 1e3);
+    }
+    row("start to ready, ms", ready, "50");
+    Ok(())
+}
+
+/// CPU per call and memory, as one thing grows.
+pub fn growth(run: &Run) -> Result<()> {
+    let bench = Bench::new(run)?;
+    let mut all = Vec::new();
+    let mut series =
+        |name: &'static str, points: Vec<(f64, f64)>| all.push(Series { name, points });
+
+    let mut points = Vec::new();
+    for keys in [1, 10, 1_000, 100_000] {
+        let gateway = bench.gateway(OWN, OPEN_LONG)?;
+        let order = Order {
+            keys,
+            ..bench.order(gateway.port, Kind::Attributes)
+        };
+        load(&order)?;
+        points.push((keys as f64, cpu_per_call(&gateway, &order)?));
+    }
+    series("live keys", points);
+
+    let mut points = Vec::new();
+    for connections in [1, 10, 100, 1_000, 10_000] {
+        let gateway = bench.gateway(OWN, USUAL)?;
+        let order = Order {
+            connections,
+            ..bench.order(gateway.port, Kind::Attributes)
+        };
+        points.push((connections as f64, cpu_per_call(&gateway, &order)?));
+    }
+    series("connections", points);
+    for Series { name, points } in &all {
+        for (x, y) in points {
+            println!("{name}\t{x}\t{y:.2} us");
+        }
+    }
+    plot::draw(&run.benches.join("growth.svg"), &all)
+}
