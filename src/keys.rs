@@ -82,6 +82,7 @@ impl Keys {
     }
 
     async fn follow_access(self: Arc<Self>, mut watch: Watch, metrics: Arc<Metrics>) {
+        metrics.files_followed("access");
         loop {
             watch.changed().await;
             let keys = self.clone();
@@ -105,6 +106,7 @@ impl Keys {
     }
 
     async fn follow_signer(self: Arc<Self>, index: usize, mut watch: Watch, metrics: Arc<Metrics>) {
+        metrics.files_followed("credentials");
         loop {
             watch.changed().await;
             let keys = self.clone();

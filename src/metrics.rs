@@ -382,6 +382,14 @@ impl Metrics {
         self.tls_failures.with_label_values(&[cause]).inc();
     }
 
+    /// The files of a setting are followed: its series are there, so that the first change is an
+    /// increase.
+    pub fn files_followed(&self, files: &str) {
+        for outcome in ["applied", "refused"] {
+            self.files_read.with_label_values(&[files, outcome]);
+        }
+    }
+
     /// The files of a setting have changed and were read again: `applied` or `refused`.
     pub fn files_read(&self, files: &str, outcome: &str) {
         self.files_read.with_label_values(&[files, outcome]).inc();

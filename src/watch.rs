@@ -118,6 +118,7 @@ impl<T: Send + Sync> FromFiles<T> {
         let Some(mut watch) = watch.filter(|watch| !watch.paths.is_empty()) else {
             return;
         };
+        metrics.files_followed(self.name);
         loop {
             watch.changed().await;
             match (self.make)() {
