@@ -48,7 +48,7 @@ deploy-test: deploy deploy-tools
 	$(PYTHON) deploy/check/run.py kubernetes grafana_types host
 	$(MAKE) deploy-live callers-test image-test
 
-## The dashboard's queries and two alerts in a real Prometheus, over a gateway under load: a minute.
+## The dashboard's queries and four alerts in a real Prometheus, over a gateway under load: a minute.
 deploy-live: deploy-tools
 	$(CARGO) build --locked --quiet
 	$(PYTHON) deploy/check/live.py

@@ -1,8 +1,8 @@
 """The dashboard and one alert against a real Prometheus that scrapes a gateway under load.
 
 Every query of every panel must return a finite sample; those of the shared store where the gateway has
-one (then it is given a Redis), and nothing where it has none. Two alerts fire for real causes: somebody
-spends a quota past the gateway, and the API goes away.
+one (then it is given a Redis), and nothing where it has none. Alerts fire for real causes: somebody
+spends a quota past the gateway, settings have a mistake, the API goes away, and the store.
 """
 
 import concurrent.futures
@@ -192,6 +192,7 @@ def main() -> int:
 
 
 def run(started: Started, work: Path) -> int:
+    store = None
     simulator, line = started.start(
         BINARY, "simulate", "--listen", "127.0.0.1:0", "--latency", "5ms", "--jitter", "10ms",
         "--fail", "10002=0.05", "--seed", "7", until="127.0.0.1:",
@@ -201,11 +202,14 @@ def run(started: Started, work: Path) -> int:
                 'state.hold="0s"', 'log.format="json"', 'retry.first_backoff="10ms"']  # fmt: skip
     if has_store():
         port = free_port()
-        started.start(
-            tool("redis-server"), "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", work,
-            until="Ready to accept connections",
+        (work / "redis.conf").write_text("requirepass of-the-test\n")
+        (work / "redis-password").write_text("of-the-test\n")
+        store, _ = started.start(
+            tool("redis-server"), work / "redis.conf", "--port", port, "--bind", "127.0.0.1", "--save", "",
+            "--dir", work, until="Ready to accept connections",
         )  # fmt: skip
         settings.append(f'shared.redis="redis://127.0.0.1:{port}"')
+        settings.append(f'shared.password_file="{work}/redis-password"')
     (work / "gateway.toml").write_text("")
     overrides = [word for setting in settings for word in ("--set", setting)]
     _, line = started.start(BINARY, "serve", "--config", work / "gateway.toml", *overrides, until="is ready", env={})
@@ -243,8 +247,17 @@ def run(started: Started, work: Path) -> int:
     if fired["labels"]["quota"] != "group_attributes":
         problems.append(f"the wrong quota: {fired}")
 
-    # The API goes away. Calls with a short deadline find out.
+    if store and prometheus.finite("chat_gateway_shared_store_up") != [1.0]:
+        problems.append("the store is there, and the gateway does not say so")
+
+    # New settings with a mistake.
+    (work / "gateway.toml").write_text("[queue]\nmax_call = 1\n")
+    print(f"live: {prometheus.wait_for('ChatGatewaySettingsRefused', 20)['annotations']['summary']}")
+
+    # The API goes away, and the store with it. Calls with a short deadline find out.
     simulator.send_signal(signal.SIGKILL)
+    if store:
+        store.send_signal(signal.SIGKILL)
     post_until = time.monotonic() + 45
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         stop = threading.Event()
@@ -256,10 +269,10 @@ def run(started: Started, work: Path) -> int:
 
         pool.submit(knock)
         try:
-            fired = prometheus.wait_for("ChatGatewayBreakerOpen", 45)
+            for alert in ["ChatGatewayBreakerOpen"] + ["ChatGatewayStoreDown"] * bool(store):
+                print(f"live: {prometheus.wait_for(alert, 45)['annotations']['summary']}")
         finally:
             stop.set()
-        print(f"live: {fired['annotations']['summary']}")
         # Its callers end with the gateway.
         started.end()
 
