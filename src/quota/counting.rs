@@ -203,6 +203,33 @@ mod tests {
     }
 
     #[test]
+    fn slots_should_be_free_at_their_times_in_whatever_order_they_were_settled() {
+        let now = clock::now();
+        let mut tally = Tally::default();
+        for (pairs, after) in [(1, 3), (2, 1), (4, 2), (8, 2)] {
+            tally.take(pairs);
+            tally.settle(pairs, now + after * SECOND, true);
+        }
+        let busy = [0, 1, 2, 3].map(|after| tally.busy(now + after * SECOND));
+        assert_eq!(busy, [15, 13, 1, 0]);
+    }
+
+    #[test]
+    fn slots_should_cool_for_a_changed_period() {
+        let now = clock::now();
+        let mut tally = Tally::default();
+        tally.take(3);
+        tally.settle(3, now + 4 * SECOND, true);
+        tally.change_period(now, 5 * SECOND, 7 * SECOND);
+        let just_before = Duration::from_millis(1);
+        assert_eq!(tally.clone().busy(now + 6 * SECOND - just_before), 3);
+        assert_eq!(tally.clone().busy(now + 6 * SECOND), 0);
+        tally.change_period(now, 7 * SECOND, 2 * SECOND);
+        assert_eq!(tally.clone().busy(now + SECOND - just_before), 3);
+        assert_eq!(tally.busy(now + SECOND), 0);
+    }
+
+    #[test]
     fn a_tally_should_become_a_window_of_pairs() {
         let now = clock::now();
         let mut tally = Tally::remembered([(now + 3 * SECOND, 2), (now + SECOND, 3)].into_iter());
