@@ -234,7 +234,7 @@ async fn at_rest(gateway: &Gateway) -> usize {
     gateway.process.memory()
 }
 
-/// `make test` has a million of them (`CHAT_GATEWAY_KEYS`), `cargo test` by itself fewer.
+/// `make keys` has a million of them (`CHAT_GATEWAY_KEYS`), `make test` fewer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_in_passing_should_leave_no_memory_behind() {
     let keys = std::env::var("CHAT_GATEWAY_KEYS");
