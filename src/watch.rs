@@ -82,11 +82,11 @@ impl Watch {
 pub struct FromFiles<T> {
     name: &'static str,
     current: ArcSwap<T>,
-    make: Box<dyn Fn() -> io::Result<T> + Send + Sync>,
+    make: Arc<dyn Fn() -> io::Result<T> + Send + Sync>,
     watch: Mutex<Option<Watch>>,
 }
 
-impl<T: Send + Sync> FromFiles<T> {
+impl<T: Send + Sync + 'static> FromFiles<T> {
     /// Reads `paths` by `make` now; `name` stands for them in the log and in the metric.
     ///
     /// # Errors
@@ -101,7 +101,7 @@ impl<T: Send + Sync> FromFiles<T> {
         Ok(FromFiles {
             name,
             current: ArcSwap::from_pointee(make()?),
-            make: Box::new(make),
+            make: Arc::new(make),
             watch: Mutex::new(Some(watch)),
         })
     }
@@ -121,7 +121,13 @@ impl<T: Send + Sync> FromFiles<T> {
         metrics.files_followed(self.name);
         loop {
             watch.changed().await;
-            match (self.make)() {
+            let make = self.make.clone();
+            // As with looking at them: reading may take long, and calls must not wait for it.
+            let Ok(result) = tokio::task::spawn_blocking(move || make()).await else {
+                // A panic has been reported.
+                continue;
+            };
+            match result {
                 Ok(new) => {
                     self.current.store(Arc::new(new));
                     tracing::info!(what = self.name, "files have changed and were read again");
