@@ -116,6 +116,12 @@ impl World {
         self.post(&path, &attribute("g", "k", "v")).await
     }
 
+    /// What has arrived so far, in its order.
+    fn seen(&self) -> Vec<Seen> {
+        let seen = self.upstream.seen.lock();
+        seen.iter().map(|(_, seen)| *seen).collect()
+    }
+
     /// A call of which nothing is known, which is repeated only if nothing was sent.
     async fn odd(&self) -> Response<Bytes> {
         self.post("/v4/odd", "{}").await
@@ -143,13 +149,7 @@ async fn calls_should_share_a_connection() {
         assert_eq!(answer.body(), OK);
         assert_eq!(header(&answer, "x-chat-gateway-attempts"), "1");
     }
-    let seen: Vec<_> = world
-        .upstream
-        .seen
-        .lock()
-        .iter()
-        .map(|(_, seen)| *seen)
-        .collect();
+    let seen = world.seen();
     assert_eq!(seen, [Seen::Call(1, 1), Seen::Call(1, 3), Seen::Call(1, 5)]);
 }
 
@@ -219,13 +219,7 @@ async fn an_attempt_that_is_given_up_should_be_reset_and_leave_the_connection_to
     assert_eq!(clock::now() - begun, Duration::from_millis(300));
     clock::sleep(Duration::from_millis(1)).await;
     assert_eq!(world.odd().await.body(), OK);
-    let seen: Vec<_> = world
-        .upstream
-        .seen
-        .lock()
-        .iter()
-        .map(|(_, seen)| *seen)
-        .collect();
+    let seen = world.seen();
     assert_eq!(
         seen,
         [
