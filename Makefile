@@ -8,8 +8,6 @@ INSTALL := $(SUDO) .ci/install
 
 PYTHON := target/tools/venv/bin/python
 export PYTHONDONTWRITEBYTECODE = 1
-.PHONY: test lint deny spec prove fuzz mutants bench bench-parts instructions build clean tools
-
 .PHONY: test lint deny spec interleavings keys page-test deploy prove soak fuzz mutants build clean tools
 .PHONY: deploy-test deploy-tools deploy-live image-test callers-test bench bench-parts instructions
 
@@ -21,6 +19,7 @@ lint:
 	$(CARGO) fmt --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) fmt --manifest-path benches/Cargo.toml --check
+	for own in benches fuzz; do $(CARGO) metadata --locked --format-version 1 --manifest-path $$own/Cargo.toml >/dev/null || exit; done
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked --quiet
 
