@@ -5,6 +5,8 @@
 
 use std::{cell::Cell, time::Duration};
 
+use futures_util::FutureExt as _;
+
 pub use tokio::time::Instant;
 
 /// Now, on the monotonic clock that paused time moves.
@@ -34,6 +36,22 @@ pub async fn sleep(duration: Duration) {
     return sleep_until(now() + duration).await;
     #[cfg(not(all(test, feature = "shuttle")))]
     tokio::time::sleep(duration).await;
+}
+
+/// What comes of `future`; `None` if it is not ready by `at`. Dropped then.
+#[cfg(not(all(test, feature = "shuttle")))]
+pub fn by<F: Future>(at: Instant, future: F) -> impl Future<Output = Option<F::Output>> {
+    // An async function would have the future twice: as its argument and where it is awaited.
+    tokio::time::timeout_at(at, future).map(Result::ok)
+}
+
+#[cfg(all(test, feature = "shuttle"))]
+pub async fn by<F: Future>(at: Instant, future: F) -> Option<F::Output> {
+    tokio::select! {
+        biased;
+        output = future => Some(output),
+        () = sleep_until(at) => None,
+    }
 }
 
 /// Time since 1970 on the wall clock, for what people and other machines read. Never used to

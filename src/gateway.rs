@@ -5,9 +5,9 @@
 //! does the same alone, and its answer is not looked into; if a rule of the settings gives it a quota,
 //! it waits in a lane like a write.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{fmt::Write as _, future::Future, sync::Arc, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header};
 use tower::ServiceExt as _;
 
@@ -20,13 +20,13 @@ use crate::{
     error::{self, Reason, Refusal},
     keys::Keys,
     lane::{
-        Lanes, NoAnswer,
+        self, Lanes, NoAnswer,
         room::{Place, Room},
     },
     log::ids,
     metrics::{Metrics, Outcome},
     quota::scopes::{Ahead, Scopes},
-    reads::Reads,
+    reads::{self, Reads, Running},
     rules::{Rule, Rules},
     shutdown::{Lifecycle, Phase},
     trace::{End, Span, Traces},
@@ -49,6 +49,18 @@ pub struct Gateway {
     settings: InForce,
     ids: LogIds,
     traces: Option<Traces>,
+}
+
+/// Headers of the gateway's own, parsed once.
+mod names {
+    use http::HeaderName;
+
+    pub(super) static TIMEOUT: HeaderName = HeaderName::from_static("x-chat-gateway-timeout");
+    pub(super) static MERGE: HeaderName = HeaderName::from_static("x-chat-gateway-merge");
+    pub(super) const ORIGIN: HeaderName = HeaderName::from_static("x-chat-gateway-origin");
+    pub(super) const BATCH: HeaderName = HeaderName::from_static("x-chat-gateway-batch");
+    pub(super) const ATTEMPTS: HeaderName = HeaderName::from_static("x-chat-gateway-attempts");
+    pub(super) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 }
 
 /// The body of a request, or why there is none.
@@ -109,15 +121,9 @@ impl Gateway {
             target: None,
             end: None,
         };
-        let serve = async {
-            // Whoever may not call is not read either.
-            let caller = self.enter(caller, found.command(), &request)?;
-            let body = body.await?;
-            self.serve(caller, found, request, body, &mut ending).await
-        };
         let served = tokio::select! {
             biased;
-            served = serve => served,
+            served = self.serve(caller, found, request, body, &mut ending) => served,
             () = self.lifecycle.reached(Phase::Expired) => Err(draining().into()),
         };
         let Rendered {
@@ -137,11 +143,10 @@ impl Gateway {
             status: response.status().as_u16(),
         });
         let headers = response.headers_mut();
-        let timing = server_timing(waited, upstream);
-        headers.append("server-timing", timing);
+        headers.append(names::SERVER_TIMING, server_timing(waited, upstream));
         if let Some(facts) = facts.filter(|facts| facts.attempts > 0) {
-            headers.insert("x-chat-gateway-batch", facts.batch.into());
-            headers.insert("x-chat-gateway-attempts", facts.attempts.into());
+            headers.insert(names::BATCH, number(facts.batch));
+            headers.insert(names::ATTEMPTS, number(facts.attempts));
         }
         response
     }
@@ -165,14 +170,45 @@ impl Gateway {
         }
     }
 
-    async fn serve(
+    async fn serve<F>(
+        &self,
+        caller: Caller,
+        found: Found,
+        request: Request<()>,
+        body: F,
+        ending: &mut Ending<'_>,
+    ) -> Result<Answer, NoAnswer>
+    where
+        F: Future<Output = Body>,
+    {
+        // Whoever may not call is not read either.
+        let caller = self.enter(caller, found.command(), &request)?;
+        let body = body.await?;
+        match self.begin(caller, found, request, body, ending)? {
+            Begun::Write(waiting) => {
+                let answer = waiting.answer().await;
+                if let Some(target) = &ending.target {
+                    self.reads.forget(target);
+                }
+                answer
+            }
+            Begun::Own(running, trip, deadline) => self.wait(running, &trip, deadline).await,
+            Begun::Shared(reading, deadline) => {
+                self.wait(reading.answer, &reading.trip, deadline).await
+            }
+        }
+    }
+
+    /// All that is done before anything is waited for. Not asynchronous: what waits is moved often,
+    /// and should be small.
+    fn begin(
         &self,
         caller: Caller,
         found: Found,
         request: Request<()>,
         body: Bytes,
         ending: &mut Ending<'_>,
-    ) -> Result<Answer, NoAnswer> {
+    ) -> Result<Begun<'_>, Refusal> {
         let received = ending.received;
         let (parts, ()) = request.into_parts();
         let wishes = Wishes::of(&parts.headers, &self.settings.get())?;
@@ -233,9 +269,9 @@ impl Gateway {
                 let mut call = rule.call(head, body, terms);
                 call.span = span;
                 ending.target = Some(call.target.clone());
-                return self.lanes.submit(rule.class, call).await;
+                return self.lanes.submit(rule.class, call).map(Begun::Write);
             }
-            Found::Nothing => return self.pass_through(head, body, deadline, span).await,
+            Found::Nothing => return self.pass_through(head, body, deadline, span),
         };
         let mut call = validate::validate(command, head, body, terms)?;
         call.span = span;
@@ -244,16 +280,10 @@ impl Gateway {
             .upstream
             .refused
             .check(&call.credentials, received)?;
-        let target = call.target.clone();
-        let answer = match command.action.quota() {
-            Some(class) => {
-                let answer = self.lanes.submit(class, call).await;
-                self.reads.forget(&target);
-                answer
-            }
-            None => self.read(call).await,
-        }?;
-        Ok(answer)
+        match command.action.quota() {
+            Some(class) => self.lanes.submit(class, call).map(Begun::Write),
+            None => self.read(&call),
+        }
     }
 
     fn find(&self, path: &str) -> Found {
@@ -264,13 +294,13 @@ impl Gateway {
     }
 
     /// A command that is not in the catalogue: unchanged, under the API-wide limit only.
-    async fn pass_through(
+    fn pass_through(
         &self,
         head: Head,
         body: Bytes,
         deadline: Instant,
         span: Span,
-    ) -> Result<Answer, NoAnswer> {
+    ) -> Result<Begun<'_>, Refusal> {
         let app = head.target.query().and_then(validate::app);
         let scopes = Scopes {
             key: None,
@@ -280,11 +310,11 @@ impl Gateway {
         let place = self.place(body.len())?;
         let trip = Arc::new(Trip::for_one(deadline, place, span));
         let running = self.send(None, Arc::new(head), body, scopes, trip.clone());
-        self.wait(Box::pin(running), &trip, deadline).await
+        Ok(Begun::Own(Box::pin(running), trip, deadline))
     }
 
     /// A read: under the API-wide limit, shared with identical ones.
-    async fn read(&self, call: Call) -> Result<Answer, NoAnswer> {
+    fn read(&self, call: &Call) -> Result<Begun<'_>, Refusal> {
         let app = Some(call.target.app);
         let command = self.lanes.quota.command(call.command.path, app);
         let scopes = Scopes { key: None, command };
@@ -293,19 +323,18 @@ impl Gateway {
             let place = self.place(call.body.len())?;
             let trip = Arc::new(Trip::for_one(deadline, place, call.span.clone()));
             let (head, body) = (call.head.clone(), call.body.clone());
-            let running = self.send(Some(&call), head, body, scopes.clone(), trip.clone());
+            let running = self.send(Some(call), head, body, scopes.clone(), trip.clone());
             Ok((trip, running))
         };
         if call.travels == Travels::Alone {
             let (trip, running) = start(call.deadline)?;
-            return self.wait(Box::pin(running), &trip, call.deadline).await;
+            return Ok(Begun::Own(Box::pin(running), trip, call.deadline));
         }
         // Whoever joins may have a later deadline than the one who began.
-        let waiting = self.reads.share(&call, || {
+        let reading = self.reads.share(call, || {
             start(call.received + self.settings.get().queue.deadline)
         })?;
-        self.wait(waiting.answer, &waiting.trip, call.deadline)
-            .await
+        Ok(Begun::Shared(reading, call.deadline))
     }
 
     /// One call through the stack. It owns all that it needs, so that it can outlive its caller.
@@ -444,9 +473,7 @@ impl Gateway {
         let reason = Some(refusal.reason.name());
         let mut response = refusal.response(self.settings.get().listen.status_codes);
         let origin = HeaderValue::from_static("gateway");
-        response
-            .headers_mut()
-            .insert("x-chat-gateway-origin", origin);
+        response.headers_mut().insert(names::ORIGIN, origin);
         Rendered {
             outcome,
             reason,
@@ -454,6 +481,16 @@ impl Gateway {
             response,
         }
     }
+}
+
+/// A call that has been let in, and what its caller waits for.
+enum Begun<'a> {
+    /// The answer of its lane.
+    Write(lane::Waiting<'a>),
+    /// An upstream call of its own, and the caller's deadline.
+    Own(Running, Arc<Trip>, Instant),
+    /// One that others may share.
+    Shared(reads::Reading, Instant),
 }
 
 /// Whether a server expects to be told the length of the body, even if there is none (RFC 9110, 8.6).
@@ -509,7 +546,7 @@ impl Wishes {
                 format!("the header {name} is not {what}"),
             )
         };
-        let deadline = match headers.get("x-chat-gateway-timeout") {
+        let deadline = match headers.get(&names::TIMEOUT) {
             None => max_deadline,
             Some(value) => value
                 .to_str()
@@ -518,10 +555,7 @@ impl Wishes {
                 .ok_or_else(|| wrong("x-chat-gateway-timeout", "a duration such as 750ms or 5s"))?
                 .min(max_deadline),
         };
-        let merge = match headers
-            .get("x-chat-gateway-merge")
-            .map(HeaderValue::as_bytes)
-        {
+        let merge = match headers.get(&names::MERGE).map(HeaderValue::as_bytes) {
             None | Some(b"on") => settings.merge.enabled,
             Some(b"off") => false,
             Some(_) => return Err(wrong("x-chat-gateway-merge", "off or on")),
@@ -624,9 +658,7 @@ fn from_upstream(reply: Reply) -> Response<Bytes> {
     *response.status_mut() = reply.status;
     *response.headers_mut() = reply.headers;
     let origin = HeaderValue::from_static("upstream");
-    response
-        .headers_mut()
-        .insert("x-chat-gateway-origin", origin);
+    response.headers_mut().insert(names::ORIGIN, origin);
     response
 }
 
@@ -651,7 +683,26 @@ fn draining() -> Refusal {
 
 /// `wait;dur=12.3, upstream;dur=45.6`, in milliseconds (W3C Server Timing).
 fn server_timing(wait: Duration, upstream: Duration) -> HeaderValue {
-    let [wait, upstream] = [wait, upstream].map(|time| time.as_secs_f64() * 1e3);
-    let text = format!("wait;dur={wait:.1}, upstream;dur={upstream:.1}");
-    HeaderValue::from_str(&text).expect("digits and letters are a legal header value")
+    // Formatting a float costs ten times as much, and this is written for each call.
+    let [wait, upstream] = [wait, upstream].map(|time| (time.as_micros() + 50) / 100);
+    let mut text = BytesMut::with_capacity(64);
+    write!(
+        text,
+        "wait;dur={}.{}, upstream;dur={}.{}",
+        wait / 10,
+        wait % 10,
+        upstream / 10,
+        upstream % 10
+    )
+    .expect("memory takes every byte");
+    HeaderValue::from_maybe_shared(text.freeze())
+        .expect("digits and letters are a legal header value")
+}
+
+/// A count that is seldom anything but 1.
+fn number(count: u32) -> HeaderValue {
+    match count {
+        1 => HeaderValue::from_static("1"),
+        count => count.into(),
+    }
 }

@@ -5,9 +5,9 @@ mod activity;
 mod forwarded;
 mod hygiene;
 
-use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, net, pin::pin, sync::Arc, time::Duration};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
@@ -28,6 +28,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
     admission,
+    body::Pieces,
     bound::Bound,
     call::Caller,
     clock,
@@ -39,6 +40,7 @@ use crate::{
     shutdown::{FLUSH, Lifecycle, Phase},
     tls,
     watch::FromFiles,
+    workers::Workers,
 };
 use activity::{Activity, Timeouts};
 use hygiene::HeadLimits;
@@ -129,7 +131,7 @@ pub struct Ingress {
 
 impl Ingress {
     /// Serves callers until the gateway stops and everyone has been answered.
-    pub async fn run(self, listener: TcpListener) {
+    pub async fn run(self, listener: TcpListener, workers: Workers) {
         let max_connections = self.settings.get().listen.max_connections;
         let connections = Arc::new(Semaphore::new(max_connections));
         let lifecycle = self.lifecycle.clone();
@@ -138,17 +140,12 @@ impl Ingress {
         tokio::pin!(draining);
         loop {
             // At the bound new connections wait in the backlog of the listener.
-            let (stream, caller, place) = tokio::select! {
+            let accepted = tokio::select! {
                 biased;
                 () = &mut draining => break,
                 accepted = accept(&listener, &connections, &ingress.metrics) => accepted,
             };
-            let ingress = ingress.clone();
-            tokio::spawn(async move {
-                let connected = ingress.metrics.connected();
-                ingress.serve(stream, caller).await;
-                drop((connected, place));
-            });
+            workers.run(ingress.clone().serve_accepted(accepted));
         }
         drop(listener);
         let all = u32::try_from(max_connections).unwrap_or(u32::MAX);
@@ -160,6 +157,20 @@ impl Ingress {
             _ = connections.acquire_many(all) => {}
             () = flushed => {}
         }
+    }
+
+    async fn serve_accepted(self: Arc<Self>, accepted: Accepted) {
+        let Accepted {
+            stream,
+            caller,
+            place,
+        } = accepted;
+        let connected = self.metrics.connected();
+        // Out of memory, mostly: the caller sees that his connection is closed.
+        if let Ok(stream) = TcpStream::from_std(stream) {
+            self.serve(stream, caller).await;
+        }
+        drop((connected, place));
     }
 
     async fn serve(&self, stream: TcpStream, caller: Caller) {
@@ -199,11 +210,18 @@ impl Ingress {
     }
 }
 
+/// A connection, and its place among `listen.max_connections`.
+struct Accepted {
+    stream: net::TcpStream,
+    caller: Caller,
+    place: OwnedSemaphorePermit,
+}
+
 async fn accept(
     listener: &TcpListener,
     connections: &Arc<Semaphore>,
     metrics: &Metrics,
-) -> (TcpStream, Caller, OwnedSemaphorePermit) {
+) -> Accepted {
     if connections.available_permits() == 0 {
         metrics.reached(Bound::Connections);
     }
@@ -217,7 +235,16 @@ async fn accept(
             Ok((stream, peer)) => {
                 // A small answer should not wait for another packet.
                 let _ = stream.set_nodelay(true);
-                return (stream, peer.ip().into(), place);
+                // The runtime that accepts it is not the one that serves it.
+                let Ok(stream) = stream.into_std() else {
+                    continue;
+                };
+                let caller = peer.ip().into();
+                return Accepted {
+                    stream,
+                    caller,
+                    place,
+                };
             }
             Err(error) => {
                 // Out of file descriptors, mostly: they come back when connections end.
@@ -350,10 +377,11 @@ async fn answer(
     if let Some(proto) = limits.forwarded {
         forwarded::add(&mut head.headers, &caller, proto);
     }
-    let body = async {
+    // Handed on by reference: a future that is handed on as it is lies in each one around it.
+    let body = pin!(async {
         hygiene?;
-        read(incoming, limits, gateway.room()).await
-    };
+        read(incoming, &limits, gateway.room()).await
+    });
     let request = Request::from_parts(head, ());
     let mut response = gateway.handle(caller, request, body).await;
     if is_tunnel {
@@ -364,40 +392,28 @@ async fn answer(
 }
 
 /// The whole body, under the limits of size and time.
-async fn read(mut body: Incoming, limits: Limits, room: &Room) -> Body {
+async fn read(mut body: Incoming, limits: &Limits, room: &Room) -> Body {
     let mut held = room.reading();
     let length = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     let whole = async {
         if length > limits.max_body {
-            return Err(too_large(limits, body).await);
+            return Err(Box::pin(too_large(limits, body)).await);
         }
-        let mut first = Bytes::new();
-        let mut more = BytesMut::new();
+        let mut whole = Pieces::default();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| broken(&error))?;
             let Ok(data) = frame.into_data() else {
                 continue;
             };
-            if first.len() + more.len() + data.len() > limits.max_body {
-                return Err(too_large(limits, body).await);
+            if whole.len() + data.len() > limits.max_body {
+                return Err(Box::pin(too_large(limits, body)).await);
             }
             if let Err(full) = held.grow(data.len()) {
                 return Err(admission::no_room(error::API_LIMIT.into(), full));
             }
-            // Most bodies come in one piece, which then is not copied.
-            if first.is_empty() {
-                first = data;
-            } else {
-                more.extend_from_slice(&data);
-            }
+            whole.push(data);
         }
-        if more.is_empty() {
-            return Ok(first);
-        }
-        let mut all = BytesMut::with_capacity(first.len() + more.len());
-        all.extend_from_slice(&first);
-        all.extend_from_slice(&more);
-        Ok(all.freeze())
+        Ok(whole.whole())
     };
     within(limits.body_timeout, whole).await.unwrap_or_else(|| {
         let info = format!(
@@ -408,7 +424,7 @@ async fn read(mut body: Incoming, limits: Limits, room: &Room) -> Body {
     })
 }
 
-async fn too_large(limits: Limits, mut rest: Incoming) -> Refusal {
+async fn too_large(limits: &Limits, mut rest: Incoming) -> Refusal {
     let mut discarded = 0;
     let discard = async {
         while let Some(Ok(frame)) = rest.frame().await {
@@ -437,10 +453,6 @@ fn broken(error: &hyper::Error) -> Refusal {
     )
 }
 
-async fn within<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
-    tokio::select! {
-        biased;
-        output = future => Some(output),
-        () = clock::sleep(limit) => None,
-    }
+fn within<F: Future>(limit: Duration, future: F) -> impl Future<Output = Option<F::Output>> {
+    clock::by(clock::now() + limit, future)
 }

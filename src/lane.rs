@@ -42,7 +42,7 @@ use crate::{
     },
 };
 use room::{Place, Room};
-use waiting::Waiting;
+use waiting::Waiting as Queued;
 
 /// Every lane of this process.
 pub struct Lanes {
@@ -73,7 +73,7 @@ pub struct Lane {
 
 #[derive(Debug)]
 struct State {
-    queue: Waiting<Ticket>,
+    queue: Queued<Ticket>,
     /// The window of its first call.
     slots: Arc<Slots>,
     /// The calls that are on their way now.
@@ -128,13 +128,8 @@ impl Lanes {
         })
     }
 
-    /// Puts a call into its lane and waits for its answer, until its deadline. Dropped before, the
-    /// call leaves its lane at once.
-    pub async fn submit(
-        self: &Arc<Self>,
-        class: QuotaClass,
-        call: Call,
-    ) -> Result<Answer, NoAnswer> {
+    /// Puts a call into its lane, in which it waits for its answer.
+    pub fn submit(self: &Arc<Self>, class: QuotaClass, call: Call) -> Result<Waiting<'_>, Refusal> {
         let deadline = call.deadline;
         let key = LaneKey {
             class,
@@ -149,16 +144,14 @@ impl Lanes {
                     "/ExtensionList has {pairs} pairs, the quota is {limit} pairs in a window: \
                      send fewer at a time"
                 ),
-            )
-            .into());
+            ));
         }
         let (seat, answer) = self.enter(key, call, pairs)?;
-        tokio::select! {
-            biased;
-            // Without an answer only if the task of the lane has panicked.
-            answer = answer => answer.map_err(|_| admission::unanswered().into()),
-            () = clock::sleep_until(deadline) => Err(seat.too_late()),
-        }
+        Ok(Waiting {
+            seat,
+            answer,
+            deadline,
+        })
     }
 
     /// The lane of a key, if somebody waits in it or is under way.
@@ -298,7 +291,7 @@ impl Lanes {
     fn lane(&self, key: LaneKey, call: &Call) -> Arc<Lane> {
         let slots = self.window(&key, call);
         let state = State {
-            queue: Waiting::new(self.order, slots.counting()),
+            queue: Queued::new(self.order, slots.counting()),
             slots: slots.clone(),
             under_way: None,
         };
@@ -317,7 +310,7 @@ impl Lanes {
         shard.remove(&lane.key);
         let mut state = lane.state.lock();
         state.under_way = None;
-        state.queue = Waiting::new(self.order, Counting::Calls);
+        state.queue = Queued::new(self.order, Counting::Calls);
     }
 
     /// Removes the lane if nobody waits in it.
@@ -330,6 +323,24 @@ impl Lanes {
         shard.remove(&lane.key);
         give_back_memory(&mut shard);
         true
+    }
+}
+
+/// A caller who waits for the answer of a lane.
+pub struct Waiting<'a> {
+    seat: Seat<'a>,
+    answer: oneshot::Receiver<Answer>,
+    deadline: Instant,
+}
+
+impl Waiting<'_> {
+    /// The answer, by the caller's deadline. Dropped before, the call leaves its lane at once.
+    pub async fn answer(self) -> Result<Answer, NoAnswer> {
+        match clock::by(self.deadline, self.answer).await {
+            // Without an answer only if the task of the lane has panicked.
+            Some(answer) => answer.map_err(|_| admission::unanswered().into()),
+            None => Err(self.seat.too_late()),
+        }
     }
 }
 

@@ -20,6 +20,7 @@
 //!  the Chat API, or `simulate` in its place
 //! ```
 
+pub mod body;
 pub mod bound;
 pub mod call;
 pub mod clock;
@@ -44,6 +45,7 @@ pub mod quota;
 pub mod sharded;
 pub mod sync;
 pub mod upstream;
+pub mod workers;
 
 pub mod admin;
 pub mod log;

@@ -145,7 +145,8 @@ fn main() -> ExitCode {
 }
 
 fn run(command: impl Future<Output = std::io::Result<ExitCode>>) -> std::io::Result<ExitCode> {
-    tokio::runtime::Builder::new_multi_thread()
+    // What serves callers has threads of its own (`workers.rs`).
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
         .block_on(command)

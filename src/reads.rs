@@ -28,7 +28,8 @@ use crate::{
     upstream::trip::{Answer, Trip},
 };
 
-type Running = Pin<Box<dyn Future<Output = Answer> + Send>>;
+/// An upstream call under way.
+pub type Running = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
 /// The reads that others may join; bounded by the reads in flight.
 #[derive(Default)]
@@ -47,7 +48,7 @@ struct InFlight {
 }
 
 /// A read's answer, for one of those who wait for it.
-pub struct Waiting {
+pub struct Reading {
     /// The upstream call.
     pub trip: Arc<Trip>,
     /// Its end.
@@ -60,7 +61,7 @@ impl Reads {
         self: &Arc<Self>,
         call: &Call,
         start: impl FnOnce() -> Result<(Arc<Trip>, F), crate::error::Refusal>,
-    ) -> Result<Waiting, crate::error::Refusal>
+    ) -> Result<Reading, crate::error::Refusal>
     where
         F: Future<Output = Answer> + Send + 'static,
     {
@@ -71,7 +72,7 @@ impl Reads {
             if let Some(answer) = read.answer.upgrade() {
                 read.trip.join();
                 read.trip.span.join(&call.span);
-                return Ok(Waiting {
+                return Ok(Reading {
                     trip: read.trip.clone(),
                     answer,
                 });
@@ -100,7 +101,7 @@ impl Reads {
                 trip: trip.clone(),
                 answer: answer.downgrade().expect("not polled yet"),
             });
-        Ok(Waiting { trip, answer })
+        Ok(Reading { trip, answer })
     }
 
     /// A write of `target` was answered: reads that began before may not be joined any more.

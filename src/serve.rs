@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use http::Uri;
 use hyper_rustls::HttpsConnectorBuilder;
-use hyper_util::client::legacy::connect::{Connect, HttpConnector};
+use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::net::TcpListener;
 use tower::{Service as _, ServiceExt as _};
@@ -27,8 +27,12 @@ use crate::{
         Traces,
         export::{self, Exporter},
     },
-    upstream::{Upstream, client::Attempt},
+    upstream::{
+        Upstream,
+        client::{Attempt, Connector},
+    },
     watch::FromFiles,
+    workers::Workers,
 };
 
 /// How often windows that have passed are forgotten.
@@ -55,10 +59,7 @@ pub struct Core {
 impl Core {
     /// A gateway to the upstream behind `connector`. It knows of no process before it: `state.file`
     /// is left alone, and so are files of secrets.
-    pub fn new<C>(config: &Config, connector: C, metrics: Arc<Metrics>) -> Core
-    where
-        C: Connect + Clone + Send + Sync + 'static,
-    {
+    pub fn new(config: &Config, connector: impl Connector, metrics: Arc<Metrics>) -> Core {
         Core::with(
             config,
             connector,
@@ -70,22 +71,15 @@ impl Core {
     }
 
     /// The same with windows that may know of a process before this one, and with keys.
-    pub fn with<C>(
+    pub fn with(
         config: &Config,
-        connector: C,
+        connector: impl Connector,
         metrics: Arc<Metrics>,
         quota: Quota,
         mut keys: Keys,
         traces: Option<Traces>,
-    ) -> Core
-    where
-        C: Connect + Clone + Send + Sync + 'static,
-    {
-        let attempt = Attempt::new(
-            connector,
-            &config.upstream.url,
-            config.upstream.call_timeout,
-        );
+    ) -> Core {
+        let attempt = Attempt::new(connector, &config.upstream);
         let rules = Rules::new(config);
         metrics.know(rules.commands(), quota.classes());
         let settings = InForce::new(config.clone());
@@ -138,6 +132,7 @@ pub struct Bound {
     core: Core,
     traffic: TcpListener,
     admin: TcpListener,
+    workers: Workers,
     callers_tls: Option<Arc<FromFiles<ServerConfig>>>,
     upstream_tls: Arc<FromFiles<ClientConfig>>,
     exporter: Option<Exporter>,
@@ -162,6 +157,7 @@ impl Bound {
             core,
             traffic,
             admin,
+            workers: Workers::start()?,
             callers_tls,
             upstream_tls,
             exporter,
@@ -190,6 +186,7 @@ impl Bound {
             core,
             traffic,
             admin,
+            workers,
             callers_tls,
             upstream_tls,
             exporter,
@@ -224,7 +221,7 @@ impl Bound {
             metrics: core.metrics,
             lifecycle: core.lifecycle.clone(),
         };
-        let callers = callers.run(traffic);
+        let callers = callers.run(traffic, workers);
         let lifecycle = core.lifecycle;
         lifecycle.advance(Phase::Ready);
         let drain = async {
@@ -349,10 +346,7 @@ fn traces(config: &Config, metrics: &Arc<Metrics>) -> io::Result<Option<(Traces,
 
 /// TCP, and TLS where the URL says `https`; connecting as a whole under its timeout. Each connection
 /// is made with the certificates that are in force when it begins.
-fn connector(
-    config: &Config,
-    tls: Arc<FromFiles<ClientConfig>>,
-) -> impl Connect + Clone + Send + Sync + 'static + use<> {
+fn connector(config: &Config, tls: Arc<FromFiles<ClientConfig>>) -> impl Connector + use<> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);

@@ -267,7 +267,10 @@ mod tests {
         let lanes = core.lanes.clone();
         let waiting = tokio::spawn({
             let lanes = lanes.clone();
-            async move { lanes.submit(QuotaClass::GroupAttributes, call()).await }
+            async move {
+                let waiting = lanes.submit(QuotaClass::GroupAttributes, call());
+                waiting.expect("there is room").answer().await
+            }
         });
         clock::sleep(Duration::from_millis(1)).await;
         let lane = lanes.live().pop().expect("somebody waits");

@@ -144,6 +144,10 @@ impl World {
         World { lanes, journal }
     }
 
+    async fn send(&self, class: QuotaClass, call: Call) -> Result<Answer, NoAnswer> {
+        self.lanes.submit(class, call)?.answer().await
+    }
+
     /// When nobody is there any more: no lane, and every slot free in its time.
     async fn check_end(&self, keys: &[LaneKey]) {
         // The lane of one who left may still be on its way to find that out.
@@ -273,7 +277,7 @@ async fn come_and_go(world: World) {
                 for turn in 0..2_u32 {
                     let name = format!("{caller}.{turn}");
                     let call = call(&group_attributes::MODIFY, 0, &name, far);
-                    let answer = world.lanes.submit(QuotaClass::GroupAttributes, call).await;
+                    let answer = world.send(QuotaClass::GroupAttributes, call).await;
                     let answer = answer.unwrap_or_else(|no| panic!("{name}: {no:?}"));
                     assert_eq!(answer.result.expect("a reply").code, Some(0));
                     let arrived = world.journal.lock().values.get(&name).copied();
@@ -333,7 +337,7 @@ async fn storm(world: World, patient: bool, calls: Arc<AtomicUsize>) {
                     };
                 let answer = tokio::select! {
                     biased;
-                    answer = world.lanes.submit(class, call) => answer,
+                    answer = world.send(class, call) => answer,
                     () = sleep_until(leaves_at) => return,
                 };
                 calls.fetch_add(1, Ordering::Relaxed);

@@ -115,6 +115,8 @@ fn only_the_edges_should_know_hyper() {
             "ingress.rs",
             "admin.rs",
             "upstream/client.rs",
+            "upstream/client/http1.rs",
+            "upstream/client/negotiated.rs",
             "serve.rs",
             "trace/export.rs",
         ]

@@ -30,6 +30,12 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Meter<S> {
     inner: S,
+    /// One, so that a clone for each call is cheap.
+    own: Arc<Own>,
+}
+
+#[derive(Debug)]
+struct Own {
     breaker: Arc<Breaker>,
     refused: Arc<RefusedCredentials>,
     service_time: Arc<ServiceTime>,
@@ -49,14 +55,17 @@ impl<S> Meter<S> {
         metrics: Arc<Metrics>,
         ids: LogIds,
     ) -> Meter<S> {
-        Meter {
-            inner,
+        let own = Own {
             breaker,
             refused,
             service_time,
             floor,
             metrics,
             ids,
+        };
+        Meter {
+            inner,
+            own: Arc::new(own),
         }
     }
 }
@@ -84,7 +93,7 @@ where
         let ready = self.inner.clone();
         let meter = Meter {
             inner: std::mem::replace(&mut self.inner, ready),
-            ..self.clone()
+            own: self.own.clone(),
         };
         Box::pin(meter.send(outbound))
     }
@@ -94,11 +103,12 @@ impl<S> Meter<S>
 where
     S: Service<Outbound, Response = Reply, Error = Failure>,
 {
-    async fn send(mut self, mut outbound: Outbound) -> Result<Reply, Failure> {
-        let (mut permit, leave) = permit(&self.breaker, &mut outbound).await?;
+    async fn send(self, mut outbound: Outbound) -> Result<Reply, Failure> {
+        let Meter { mut inner, own } = self;
+        let (mut permit, leave) = permit(&own.breaker, &mut outbound).await?;
         let credentials = outbound.credentials.clone();
         if let Some(credentials) = &credentials
-            && let Err(refusal) = self.refused.check(credentials, clock::now())
+            && let Err(refusal) = own.refused.check(credentials, clock::now())
         {
             permit.refund();
             return Err(Failure::Refused(refusal));
@@ -106,27 +116,27 @@ where
         let (trip, command, label) = (outbound.trip.clone(), outbound.command, outbound.label());
         trip.departed();
         let sent_at = clock::now();
-        let outcome = self.inner.call(outbound).await;
+        let outcome = inner.call(outbound).await;
         let returned_at = clock::now();
         let took = returned_at - sent_at;
         trip.returned(took);
-        self.metrics.attempt(label, command, &outcome, took);
+        own.metrics.attempt(label, command, &outcome, took);
         match &outcome {
             Ok(reply) => {
                 leave.reached();
-                self.service_time.record(took);
+                own.service_time.record(took);
                 if let (Some(credentials), Some(code)) = (&credentials, reply.code) {
-                    self.refused.learn(credentials, code, returned_at);
+                    own.refused.learn(credentials, code, returned_at);
                 }
                 match retry::over_quota(command, reply) {
                     Some(whose) => {
                         permit.scopes().refused(whose, sent_at, returned_at);
-                        self.floor.lock().doubt(returned_at);
-                        self.metrics.quota_refusal(whose, command);
+                        own.floor.lock().doubt(returned_at);
+                        own.metrics.quota_refusal(whose, command);
                         let key = trip.target.as_ref();
                         tracing::warn!(
                             command = label,
-                            key = key.map(|key| ids::shown(self.ids, key)),
+                            key = key.map(|key| ids::shown(own.ids, key)),
                             ?whose,
                             "the upstream refused a call over quota"
                         );
@@ -136,7 +146,7 @@ where
                 if reply.code == Some(0) {
                     permit.taken();
                 }
-                let mut floor = self.floor.lock();
+                let mut floor = own.floor.lock();
                 floor.record(reply.at, reply.at - sent_at);
                 let rtt_floor = floor.get(reply.at);
                 drop(floor);

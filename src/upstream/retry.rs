@@ -139,12 +139,18 @@ pub fn budget(retry: &config::Retry) -> Arc<TpsBudget> {
 /// tower's policy: one per call, made from a template by `clone`.
 #[derive(Clone, Debug)]
 pub struct Repeats {
+    /// One, so that a clone for each call is cheap.
+    terms: Arc<Terms>,
+    made: u32,
+    last: Option<Box<Result<Reply, Failure>>>,
+}
+
+#[derive(Debug)]
+struct Terms {
     settings: InForce,
     budget: Arc<SharedBudget>,
     service_time: Arc<ServiceTime>,
     metrics: Arc<Metrics>,
-    made: u32,
-    last: Option<Result<Reply, Failure>>,
 }
 
 impl Repeats {
@@ -155,11 +161,14 @@ impl Repeats {
         service_time: Arc<ServiceTime>,
         metrics: Arc<Metrics>,
     ) -> Repeats {
-        Repeats {
+        let terms = Terms {
             settings,
             budget,
             service_time,
             metrics,
+        };
+        Repeats {
+            terms: Arc::new(terms),
             made: 0,
             last: None,
         }
@@ -178,7 +187,7 @@ impl Policy<Outbound, Reply, Failure> for Repeats {
             (&*outcome, self.last.take())
         {
             // The repeat was never sent: what the last attempt brought is the answer.
-            *outcome = last;
+            *outcome = *last;
             return None;
         }
         let (pause, cause) = match classify(outbound.command, outcome) {
@@ -186,18 +195,18 @@ impl Policy<Outbound, Reply, Failure> for Repeats {
             Verdict::OverQuota(_) => (Duration::ZERO, "quota"),
             Verdict::Again(cause) => {
                 let rng = &mut rand::rng();
-                let retry = &self.settings.get().retry;
+                let retry = &self.terms.settings.get().retry;
                 (
                     backoff(retry.first_backoff, retry.max_backoff, self.made, rng),
                     cause.label(),
                 )
             }
         };
-        if self.made + 1 >= self.settings.get().retry.max_attempts {
+        if self.made + 1 >= self.terms.settings.get().retry.max_attempts {
             return None;
         }
         let now = clock::now();
-        let service = self.service_time.get();
+        let service = self.terms.service_time.get();
         let slot = outbound.scopes.forecast(now, Ahead::default(), service).at;
         let finish = slot.max(now + pause) + service;
         if outbound
@@ -207,7 +216,7 @@ impl Policy<Outbound, Reply, Failure> for Repeats {
         {
             return None;
         }
-        if cause != "quota" && !self.budget.load().withdraw() {
+        if cause != "quota" && !self.terms.budget.load().withdraw() {
             tracing::debug!(
                 command = outbound.label(),
                 cause,
@@ -216,15 +225,15 @@ impl Policy<Outbound, Reply, Failure> for Repeats {
             return None;
         }
         outbound.trip.dismiss(finish, outcome);
-        self.metrics.retry(outbound.label(), cause);
+        self.terms.metrics.retry(outbound.label(), cause);
         self.made += 1;
-        self.last = Some(outcome.clone());
+        self.last = Some(Box::new(outcome.clone()));
         Some(Box::pin(clock::sleep(pause)))
     }
 
     fn clone_request(&mut self, outbound: &Outbound) -> Option<Outbound> {
         if self.made == 0 {
-            self.budget.load().deposit();
+            self.terms.budget.load().deposit();
         }
         Some(outbound.clone())
     }

@@ -125,6 +125,11 @@ impl Trip {
         }
     }
 
+    /// Attempts so far.
+    pub fn attempts(&self) -> u32 {
+        self.attempts.load(Ordering::Relaxed)
+    }
+
     /// An attempt took `duration`.
     pub fn returned(&self, duration: Duration) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
@@ -139,7 +144,7 @@ impl Trip {
     /// Whether there were attempts and none of them found the upstream, so that the call cannot
     /// have taken effect.
     pub fn found_nobody(&self) -> bool {
-        let attempts = self.attempts.load(Ordering::Relaxed);
+        let attempts = self.attempts();
         attempts > 0 && attempts == self.unreached.load(Ordering::Relaxed)
     }
 
@@ -147,7 +152,7 @@ impl Trip {
     pub fn facts(&self) -> Facts {
         Facts {
             batch: self.batch(),
-            attempts: self.attempts.load(Ordering::Relaxed),
+            attempts: self.attempts(),
             upstream: Duration::from_nanos(self.upstream_nanos.load(Ordering::Relaxed)),
         }
     }
