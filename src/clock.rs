@@ -5,6 +5,7 @@
 
 use std::{cell::Cell, time::Duration};
 
+#[cfg(not(all(test, feature = "shuttle")))]
 use futures_util::FutureExt as _;
 
 pub use tokio::time::Instant;

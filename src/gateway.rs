@@ -5,22 +5,25 @@
 //! does the same alone, and its answer is not looked into; if a rule of the settings gives it a quota,
 //! it waits in a lane like a write.
 
-use std::{fmt::Write as _, future::Future, sync::Arc, time::Duration};
+mod headers;
 
-use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header};
+use std::{future::Future, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, Version, header};
 use tower::ServiceExt as _;
 
 use crate::{
     admission,
-    call::{Call, Caller, Head, Reply, SignedBy, Target, Travels},
+    call::{Call, Caller, Head, QuotaClass, Reply, SignedBy, Target, Travels},
     catalogue::{self, Command, OTHER},
     clock::{self, Instant},
-    config::{Config, InForce, LogIds},
+    config::{InForce, LogIds},
     error::{self, Reason, Refusal},
     keys::Keys,
     lane::{
-        self, Lanes, NoAnswer,
+        self, Lanes, NoAnswer, Submitted,
+        alone::Alone,
         room::{Place, Room},
     },
     log::ids,
@@ -28,7 +31,7 @@ use crate::{
     quota::scopes::{Ahead, Scopes},
     reads::{self, Reads, Running},
     rules::{Rule, Rules},
-    shutdown::{Lifecycle, Phase},
+    shutdown::Lifecycle,
     trace::{End, Span, Traces},
     upstream::{
         Failure, Outbound,
@@ -49,18 +52,6 @@ pub struct Gateway {
     settings: InForce,
     ids: LogIds,
     traces: Option<Traces>,
-}
-
-/// Headers of the gateway's own, parsed once.
-mod names {
-    use http::HeaderName;
-
-    pub(super) static TIMEOUT: HeaderName = HeaderName::from_static("x-chat-gateway-timeout");
-    pub(super) static MERGE: HeaderName = HeaderName::from_static("x-chat-gateway-merge");
-    pub(super) const ORIGIN: HeaderName = HeaderName::from_static("x-chat-gateway-origin");
-    pub(super) const BATCH: HeaderName = HeaderName::from_static("x-chat-gateway-batch");
-    pub(super) const ATTEMPTS: HeaderName = HeaderName::from_static("x-chat-gateway-attempts");
-    pub(super) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 }
 
 /// The body of a request, or why there is none.
@@ -124,7 +115,7 @@ impl Gateway {
         let served = tokio::select! {
             biased;
             served = self.serve(caller, found, request, body, &mut ending) => served,
-            () = self.lifecycle.reached(Phase::Expired) => Err(draining().into()),
+            () = self.lifecycle.expired() => Err(draining().into()),
         };
         let Rendered {
             outcome,
@@ -142,11 +133,15 @@ impl Gateway {
             facts,
             status: response.status().as_u16(),
         });
-        let headers = response.headers_mut();
-        headers.append(names::SERVER_TIMING, server_timing(waited, upstream));
+        let own = response.headers_mut();
+        own.reserve(3);
+        own.append(
+            headers::SERVER_TIMING,
+            headers::server_timing(waited, upstream),
+        );
         if let Some(facts) = facts.filter(|facts| facts.attempts > 0) {
-            headers.insert(names::BATCH, number(facts.batch));
-            headers.insert(names::ATTEMPTS, number(facts.attempts));
+            own.insert(headers::BATCH, headers::number(facts.batch));
+            own.insert(headers::ATTEMPTS, headers::number(facts.attempts));
         }
         response
     }
@@ -184,19 +179,18 @@ impl Gateway {
         // Whoever may not call is not read either.
         let caller = self.enter(caller, found.command(), &request)?;
         let body = body.await?;
-        match self.begin(caller, found, request, body, ending)? {
-            Begun::Write(waiting) => {
-                let answer = waiting.answer().await;
-                if let Some(target) = &ending.target {
-                    self.reads.forget(target);
-                }
-                answer
-            }
+        let answer = match self.begin(caller, found, request, body, ending)? {
+            Begun::InLane(waiting) => waiting.answer().await,
             Begun::Own(running, trip, deadline) => self.wait(running, &trip, deadline).await,
             Begun::Shared(reading, deadline) => {
-                self.wait(reading.answer, &reading.trip, deadline).await
+                return self.wait(reading.answer, &reading.trip, deadline).await;
             }
+        };
+        if let Some(target) = &ending.target {
+            // A read that began before may not have seen it.
+            self.reads.forget(target);
         }
+        answer
     }
 
     /// All that is done before anything is waited for. Not asynchronous: what waits is moved often,
@@ -211,7 +205,7 @@ impl Gateway {
     ) -> Result<Begun<'_>, Refusal> {
         let received = ending.received;
         let (parts, ()) = request.into_parts();
-        let wishes = Wishes::of(&parts.headers, &self.settings.get())?;
+        let wishes = headers::Wishes::of(&parts.headers, &self.settings.get())?;
         let deadline = received + wishes.deadline;
         let target = parts.uri.path_and_query().cloned().ok_or_else(|| {
             Refusal::invalid(error::BAD_REQUEST, "the request target has no path")
@@ -269,7 +263,7 @@ impl Gateway {
                 let mut call = rule.call(head, body, terms);
                 call.span = span;
                 ending.target = Some(call.target.clone());
-                return self.lanes.submit(rule.class, call).map(Begun::Write);
+                return self.write(rule.class, call);
             }
             Found::Nothing => return self.pass_through(head, body, deadline, span),
         };
@@ -281,7 +275,7 @@ impl Gateway {
             .refused
             .check(&call.credentials, received)?;
         match command.action.quota() {
-            Some(class) => self.lanes.submit(class, call).map(Begun::Write),
+            Some(class) => self.write(class, call),
             None => self.read(&call),
         }
     }
@@ -291,6 +285,15 @@ impl Gateway {
             Some(command) => Found::Command(command),
             None => self.rules.find(path).map_or(Found::Nothing, Found::Rule),
         }
+    }
+
+    /// A write: in the lane of its key.
+    fn write(&self, class: QuotaClass, call: Call) -> Result<Begun<'_>, Refusal> {
+        let deadline = call.deadline;
+        Ok(match self.lanes.submit(class, call)? {
+            Submitted::Alone(Alone { running, trip }) => Begun::Own(running, trip, deadline),
+            Submitted::Waits(waiting) => Begun::InLane(waiting),
+        })
     }
 
     /// A command that is not in the catalogue: unchanged, under the API-wide limit only.
@@ -473,7 +476,7 @@ impl Gateway {
         let reason = Some(refusal.reason.name());
         let mut response = refusal.response(self.settings.get().listen.status_codes);
         let origin = HeaderValue::from_static("gateway");
-        response.headers_mut().insert(names::ORIGIN, origin);
+        response.headers_mut().insert(headers::ORIGIN, origin);
         Rendered {
             outcome,
             reason,
@@ -486,7 +489,7 @@ impl Gateway {
 /// A call that has been let in, and what its caller waits for.
 enum Begun<'a> {
     /// The answer of its lane.
-    Write(lane::Waiting<'a>),
+    InLane(lane::Waiting<'a>),
     /// An upstream call of its own, and the caller's deadline.
     Own(Running, Arc<Trip>, Instant),
     /// One that others may share.
@@ -529,39 +532,6 @@ struct Rendered {
     reason: Option<&'static str>,
     facts: Option<Facts>,
     response: Response<Bytes>,
-}
-
-/// What a caller may ask for by headers of the gateway.
-struct Wishes {
-    deadline: Duration,
-    merge: bool,
-}
-
-impl Wishes {
-    fn of(headers: &HeaderMap, settings: &Config) -> Result<Wishes, Refusal> {
-        let max_deadline = settings.queue.deadline;
-        let wrong = |name, what: &str| {
-            Refusal::invalid(
-                error::BAD_REQUEST,
-                format!("the header {name} is not {what}"),
-            )
-        };
-        let deadline = match headers.get(&names::TIMEOUT) {
-            None => max_deadline,
-            Some(value) => value
-                .to_str()
-                .ok()
-                .and_then(|text| humantime::parse_duration(text.trim()).ok())
-                .ok_or_else(|| wrong("x-chat-gateway-timeout", "a duration such as 750ms or 5s"))?
-                .min(max_deadline),
-        };
-        let merge = match headers.get(&names::MERGE).map(HeaderValue::as_bytes) {
-            None | Some(b"on") => settings.merge.enabled,
-            Some(b"off") => false,
-            Some(_) => return Err(wrong("x-chat-gateway-merge", "off or on")),
-        };
-        Ok(Wishes { deadline, merge })
-    }
 }
 
 /// A call that goes on by itself if it is dropped after it was sent.
@@ -658,7 +628,7 @@ fn from_upstream(reply: Reply) -> Response<Bytes> {
     *response.status_mut() = reply.status;
     *response.headers_mut() = reply.headers;
     let origin = HeaderValue::from_static("upstream");
-    response.headers_mut().insert(names::ORIGIN, origin);
+    response.headers_mut().insert(headers::ORIGIN, origin);
     response
 }
 
@@ -679,30 +649,4 @@ fn draining() -> Refusal {
         "the gateway is stopping and had no answer yet; a call that was on its way may have taken \
          effect",
     )
-}
-
-/// `wait;dur=12.3, upstream;dur=45.6`, in milliseconds (W3C Server Timing).
-fn server_timing(wait: Duration, upstream: Duration) -> HeaderValue {
-    // Formatting a float costs ten times as much, and this is written for each call.
-    let [wait, upstream] = [wait, upstream].map(|time| (time.as_micros() + 50) / 100);
-    let mut text = BytesMut::with_capacity(64);
-    write!(
-        text,
-        "wait;dur={}.{}, upstream;dur={}.{}",
-        wait / 10,
-        wait % 10,
-        upstream / 10,
-        upstream % 10
-    )
-    .expect("memory takes every byte");
-    HeaderValue::from_maybe_shared(text.freeze())
-        .expect("digits and letters are a legal header value")
-}
-
-/// A count that is seldom anything but 1.
-fn number(count: u32) -> HeaderValue {
-    match count {
-        1 => HeaderValue::from_static("1"),
-        count => count.into(),
-    }
 }

@@ -1,13 +1,15 @@
 //! Lanes: the calls of one quota key, one upstream call at a time. They leave in the order in which
 //! they were read or, with `queue.order = "fair"`, by turns between callers (`lane/turns.rs`).
 //!
-//! A lane is a queue and, while anybody waits in it, a task (`lane/worker.rs`). It appears with the
+//! A lane is a queue and, while anybody waits in it, a task (`lane/worker.rs`); a call that meets
+//! nobody and need not wait does without either (`lane/alone.rs`). It appears with the
 //! first call for its key and leaves when nobody waits; its window stays with the quota until it
 //! has passed.
 //!
 //! Calls are put into a lane only under the lock of the registry, and a lane that finds itself
 //! empty under that lock removes itself. So no call can arrive in a lane that has just left.
 
+pub mod alone;
 pub mod merge;
 pub mod queue;
 pub mod room;
@@ -30,6 +32,7 @@ use crate::{
     quota::{
         counting::Counting,
         local::Quota,
+        permit::Permit,
         scopes::{Forecast, Scopes},
         slots::{CommandSlots, Slots, View as WindowView},
         window::Pace,
@@ -41,6 +44,7 @@ use crate::{
         trip::{Answer, Facts, Trip},
     },
 };
+use alone::Alone;
 use room::{Place, Room};
 use waiting::Waiting as Queued;
 
@@ -129,8 +133,11 @@ impl Lanes {
     }
 
     /// Puts a call into its lane, in which it waits for its answer.
-    pub fn submit(self: &Arc<Self>, class: QuotaClass, call: Call) -> Result<Waiting<'_>, Refusal> {
-        let deadline = call.deadline;
+    pub fn submit(
+        self: &Arc<Self>,
+        class: QuotaClass,
+        call: Call,
+    ) -> Result<Submitted<'_>, Refusal> {
         let key = LaneKey {
             class,
             target: call.target.clone(),
@@ -146,12 +153,7 @@ impl Lanes {
                 ),
             ));
         }
-        let (seat, answer) = self.enter(key, call, pairs)?;
-        Ok(Waiting {
-            seat,
-            answer,
-            deadline,
-        })
+        self.enter(key, call, pairs)
     }
 
     /// The lane of a key, if somebody waits in it or is under way.
@@ -194,7 +196,7 @@ impl Lanes {
         key: LaneKey,
         call: Call,
         pairs: u32,
-    ) -> Result<(Seat<'_>, oneshot::Receiver<Answer>), Refusal> {
+    ) -> Result<Submitted<'_>, Refusal> {
         let class = key.class;
         let place = self
             .room
@@ -204,6 +206,12 @@ impl Lanes {
         let lane = shard.get(&key).cloned();
         let is_new = lane.is_none();
         let lane = lane.unwrap_or_else(|| self.lane(key, &call));
+        if is_new && let Some(permit) = self.permit_at_once(&lane, &call, pairs) {
+            shard.insert(lane.key.clone(), lane.clone());
+            drop(shard);
+            let alone = self.send_alone(lane, call, permit, place);
+            return Ok(Submitted::Alone(alone));
+        }
         let mut state = lane.lock();
         let max_calls = self.settings.get().queue.max_calls_per_key;
         if let Some(full) = state.queue.full(&call.caller, max_calls) {
@@ -227,7 +235,7 @@ impl Lanes {
             answer,
             _place: place,
         };
-        let caller = call.caller.clone();
+        let (caller, deadline) = (call.caller.clone(), call.deadline);
         let number = state.queue.push(call, pairs, ticket);
         drop(state);
         if is_new {
@@ -235,15 +243,24 @@ impl Lanes {
             sync::spawn(worker::run(self.clone(), lane.clone()));
         }
         drop(shard);
-        Ok((
-            Seat {
-                lanes: self,
-                lane,
-                caller,
-                number,
-            },
-            receiver,
-        ))
+        let seat = Seat {
+            lanes: self,
+            lane,
+            caller,
+            number,
+        };
+        Ok(Submitted::Waits(Waiting {
+            seat,
+            answer: receiver,
+            deadline,
+        }))
+    }
+
+    fn permit_at_once(&self, lane: &Lane, call: &Call, pairs: u32) -> Option<Permit> {
+        if !self.upstream.breaker.is_closed() {
+            return None;
+        }
+        self.scopes(lane, call, pairs).try_acquire()
     }
 
     fn forecast(&self, lane: &Lane, state: &mut State, call: &Call, pairs: u32) -> Forecast {
@@ -324,6 +341,14 @@ impl Lanes {
         give_back_memory(&mut shard);
         true
     }
+}
+
+/// What becomes of a call.
+pub enum Submitted<'a> {
+    /// It is sent now.
+    Alone(Alone),
+    /// It waits in its lane.
+    Waits(Waiting<'a>),
 }
 
 /// A caller who waits for the answer of a lane.

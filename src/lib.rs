@@ -6,11 +6,11 @@
 //!  caller
 //!    | HTTP/1.1 or HTTP/2, plain or TLS
 //!    v
-//!  ingress     accept, read the body under limits
+//!  ingress     accept, give the connection to a worker, read the body under limits
 //!    v
 //!  gateway     catalogue: which command?   validate: bytes to a Call   lane: submit   render
 //!    v
-//!  lane        one task per live key: wait > take a permit > merge as late as possible > send
+//!  lane        a queue for each live key: wait > take a permit > merge as late as possible > send
 //!    |                                            ^
 //!    |                                            quota: exact windows
 //!    v

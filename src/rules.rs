@@ -7,10 +7,7 @@
 //! which is a key as well: nothing passes by the quota, and the API says itself what it thinks of the
 //! body.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -22,6 +19,7 @@ use crate::{
     catalogue::{self, Action, Command, Repeat},
     config::{self, Config},
     json::{Node, Object},
+    sharded::Shard,
     trace::Span,
     validate::{self, Terms},
 };
@@ -41,14 +39,14 @@ pub struct Rule {
 
 /// Every rule, by the path of its command.
 #[derive(Clone, Debug, Default)]
-pub struct Rules(HashMap<&'static str, &'static Rule>);
+pub struct Rules(Shard<&'static str, &'static Rule>);
 
 impl Rules {
     /// The rules of the settings. They stay in memory for as long as the process runs.
     pub fn new(config: &Config) -> Rules {
         let mut names: HashSet<&str> = catalogue::COMMANDS.iter().map(|known| known.name).collect();
         names.insert(catalogue::OTHER);
-        let mut rules = HashMap::new();
+        let mut rules = Shard::default();
         for rule in &config.rules {
             let last = rule.command.rsplit('/').next().unwrap_or(&rule.command);
             // A label for each command: where the last part is taken, the whole.

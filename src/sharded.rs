@@ -2,15 +2,17 @@
 
 use std::{
     collections::HashMap,
-    hash::{BuildHasher, Hash, RandomState},
+    hash::{BuildHasher, Hash},
 };
+
+use ahash::RandomState;
 
 use crate::sync::{Mutex, MutexGuard};
 
 const SHARDS: usize = 64;
 
 /// One part of the map.
-pub type Shard<K, V> = HashMap<K, V>;
+pub type Shard<K, V> = HashMap<K, V, RandomState>;
 
 /// A map in parts, each under its own lock. Keys are callers' words, so they are hashed with a
 /// random key.

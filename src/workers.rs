@@ -41,6 +41,11 @@ impl<T> EachWorker<T> {
         EachWorker((0..=count()).map(|_| make()).collect())
     }
 
+    /// All of them.
+    pub fn each(&self) -> impl Iterator<Item = &T> {
+        self.0.iter()
+    }
+
     /// That of the thread that asks.
     pub fn get(&self) -> &T {
         &self.0[NUMBER.get() % self.0.len()]

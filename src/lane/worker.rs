@@ -15,11 +15,10 @@ use crate::{
     call::{Call, Head},
     catalogue::Action,
     clock,
-    log::ids,
     quota::{permit::Permit, scopes::Scopes},
     trace::Span,
     upstream::{
-        Failure, Outbound, meter,
+        Outbound, meter,
         trip::{Answer, Seat, Trip},
     },
 };
@@ -157,17 +156,8 @@ async fn arrive(lanes: &Lanes, lane: &Lane, outbound: Outbound) {
     if trip.batch() > 1 {
         trip.span.end_merged(facts, &result, clock::now());
     }
-    if let Err(failure) = &result
-        && !matches!(failure, Failure::Refused(_))
-    {
-        tracing::warn!(
-            command = sent.name,
-            key = ids::shown(lanes.ids, &lane.key.target),
-            calls = trip.batch(),
-            attempts = facts.attempts,
-            %failure,
-            "a call got no answer from the upstream"
-        );
+    if let Err(failure) = &result {
+        lanes.lament(lane, sent.name, &trip, failure);
     }
     let mut fates = fates.into_iter();
     let mut state = lane.state.lock();
@@ -242,6 +232,7 @@ mod tests {
         call::{QuotaClass, Travels},
         catalogue::group_attributes,
         config::Config,
+        lane::Submitted,
         lane::merge::tests::sample::{QUERY, call_with},
         metrics::Metrics,
         serve::Core,
@@ -268,8 +259,10 @@ mod tests {
         let waiting = tokio::spawn({
             let lanes = lanes.clone();
             async move {
-                let waiting = lanes.submit(QuotaClass::GroupAttributes, call());
-                waiting.expect("there is room").answer().await
+                match lanes.submit(QuotaClass::GroupAttributes, call()) {
+                    Ok(Submitted::Waits(waiting)) => waiting.answer().await,
+                    _ => panic!("it has to wait"),
+                }
             }
         });
         clock::sleep(Duration::from_millis(1)).await;

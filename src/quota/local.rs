@@ -23,7 +23,7 @@ use crate::{
     clock::{self, Instant},
     config::{Config, Per},
     rules::interned,
-    sharded::{Sharded, give_back_memory},
+    sharded::{Shard, Sharded, give_back_memory},
     sync::Mutex,
 };
 
@@ -67,8 +67,8 @@ struct Timing {
 
 #[derive(Default)]
 struct Commands {
-    by_path: HashMap<Box<str>, HashMap<Option<u64>, Arc<CommandSlots>>>,
-    apps: HashMap<Option<u64>, Arc<Mutex<Rest>>>,
+    by_path: Shard<Box<str>, Shard<Option<u64>, Arc<CommandSlots>>>,
+    apps: Shard<Option<u64>, Arc<Mutex<Rest>>>,
 }
 
 impl Quota {

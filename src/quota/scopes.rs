@@ -76,13 +76,10 @@ impl Scopes {
 
     /// The same of what this process may spend, as if it were alone.
     pub(super) async fn acquire_here(&self) -> Permit {
-        let key = self.key.as_ref();
-        if key.is_none_or(|(key, _)| key.turn.try_lock().is_ok())
-            && let Ok(_turn) = self.command.slots.turn.try_lock()
-            && let Some(permit) = self.take(clock::now())
-        {
+        if let Some(permit) = self.take_unless_others_wait() {
             return permit;
         }
+        let key = self.key.as_ref();
         loop {
             let _turn_of_key = match key {
                 Some((key, pairs)) => {
@@ -101,6 +98,24 @@ impl Scopes {
             }
             // The key rests since it was last looked at: give up the turn while it does.
         }
+    }
+
+    /// A slot in every window, if there is one in each now and nobody waits for any. `None` as well
+    /// if a store that others share would have to be asked.
+    pub fn try_acquire(&self) -> Option<Permit> {
+        match self.command.slots.store() {
+            None => self.take_unless_others_wait(),
+            Some(_) => None,
+        }
+    }
+
+    fn take_unless_others_wait(&self) -> Option<Permit> {
+        let _turn_of_key = match &self.key {
+            Some((key, _)) => Some(key.turn.try_lock().ok()?),
+            None => None,
+        };
+        let _turn = self.command.slots.turn.try_lock().ok()?;
+        self.take(clock::now())
     }
 
     /// When a call behind `ahead` can be sent, if each call takes `service` at the upstream.

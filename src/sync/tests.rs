@@ -18,15 +18,16 @@ use serde_json::Value;
 
 use super::model::{Seen, Time, explore, notices_lost_wake_ups, sleep_until};
 use crate::{
+    admission,
     call::{Call, Caller, Head, LaneKey, QuotaClass, Reply, SignedBy, Target, Travels},
     catalogue::{Command, group_attributes, message_extension},
     clock::{self, Instant},
     config::{Config, InForce, Sources, load},
-    lane::Lanes,
+    lane::{Lanes, NoAnswer, Submitted, alone::Alone},
     metrics::Metrics,
     quota::{local::Quota, permit::Permit, scopes::Scopes},
     sync,
-    upstream::{Failure, Outbound, Upstream},
+    upstream::{Failure, Outbound, Upstream, trip::Answer},
     validate::{Terms, validate},
 };
 
@@ -145,7 +146,19 @@ impl World {
     }
 
     async fn send(&self, class: QuotaClass, call: Call) -> Result<Answer, NoAnswer> {
-        self.lanes.submit(class, call)?.answer().await
+        let deadline = call.deadline;
+        match self.lanes.submit(class, call)? {
+            Submitted::Waits(waiting) => waiting.answer().await,
+            // What was sent goes on without its caller.
+            Submitted::Alone(Alone { running, trip }) => {
+                let answer = clock::by(deadline, sync::spawn(running)).await;
+                let answer = answer.ok_or_else(|| NoAnswer {
+                    refusal: admission::unanswered(),
+                    facts: Some(trip.facts()),
+                });
+                Ok(answer?.expect("nobody is cancelled"))
+            }
+        }
     }
 
     /// When nobody is there any more: no lane, and every slot free in its time.

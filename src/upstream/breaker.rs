@@ -77,6 +77,9 @@ impl Breaker {
     /// Waits until an attempt might be let through; at once while the upstream is there. Cancel
     /// safe.
     pub async fn passable(&self) {
+        if self.is_closed() {
+            return;
+        }
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -95,6 +98,11 @@ impl Breaker {
                 }
             }
         }
+    }
+
+    /// The upstream is there, as far as is known.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.state.lock().phase, Phase::Closed { .. })
     }
 
     /// Leave to make one attempt now. `None` if another one is probing already.

@@ -85,6 +85,15 @@ impl Trip {
         }
     }
 
+    /// The same, of a call about this.
+    #[must_use]
+    pub fn about(self, target: Target) -> Trip {
+        Trip {
+            target: Some(target),
+            ..self
+        }
+    }
+
     /// A trip for the members of a batch.
     pub fn for_batch(seats: Vec<Seat>, span: Span) -> Trip {
         let batch = u32::try_from(seats.len()).unwrap_or(u32::MAX);

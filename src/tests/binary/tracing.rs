@@ -155,6 +155,11 @@ async fn a_call_whose_wait_is_in_vain_should_show_the_wait() {
     // The first holds the lane; the second leaves it at its deadline.
     let mut first = Connection::to(gateway.traffic).await;
     first.send(&call(SET, "", &one_attribute("g"))).await;
+    let deadline = clock::now() + Duration::from_secs(10);
+    while upstream.requests().is_empty() {
+        assert!(clock::now() < deadline, "the first call does not arrive");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let soon = "x-chat-gateway-timeout: 300ms\r\nx-chat-gateway-merge: off\r\n";
     let late = gateway.call(&call(SET, soon, &one_attribute("g"))).await;
     assert_eq!(late.one("x-chat-gateway-reason"), "deadline");

@@ -1,0 +1,104 @@
+//! A call that meets nobody in its lane and need not wait for quota. It is sent by its caller's task:
+//! a lane has one of its own only while somebody waits in it (`worker.rs`).
+
+use std::sync::Arc;
+
+use tower::ServiceExt as _;
+
+use super::{Lane, Lanes, worker};
+use crate::{
+    call::Call,
+    catalogue::Action,
+    lane::room::Place,
+    log::ids,
+    quota::permit::Permit,
+    reads::Running,
+    sync,
+    upstream::{
+        Failure, Outbound,
+        trip::{Answer, Trip},
+    },
+};
+
+/// A call on its way.
+pub struct Alone {
+    /// Its end. If its caller leaves it must go on: others wait behind it.
+    pub running: Running,
+    /// How far it has come.
+    pub trip: Arc<Trip>,
+}
+
+impl Lanes {
+    /// Sends `call` in a lane that nobody else is in. The lane is in the registry already.
+    pub(super) fn send_alone(
+        self: &Arc<Self>,
+        lane: Arc<Lane>,
+        call: Call,
+        permit: Permit,
+        place: Place,
+    ) -> Alone {
+        let trip = Trip::for_one(call.deadline, place, call.span);
+        let trip = Arc::new(trip.about(call.target));
+        lane.state.lock().under_way = Some(trip.clone());
+        let command = call.command;
+        self.metrics.batch(command.name, 1);
+        let outbound = Outbound {
+            command: Some(command),
+            // Those of a call under a rule are not looked at.
+            credentials: (!matches!(command.action, Action::Ruled(_))).then_some(call.credentials),
+            head: call.head,
+            body: call.body,
+            scopes: permit.scopes().clone(),
+            permit: Some(permit),
+            trip: trip.clone(),
+        };
+        let running = send(self.clone(), lane, outbound);
+        Alone {
+            running: Box::pin(running),
+            trip,
+        }
+    }
+
+    /// Says that a call got no answer from the upstream.
+    pub(super) fn lament(&self, lane: &Lane, command: &str, trip: &Trip, failure: &Failure) {
+        if matches!(failure, Failure::Refused(_)) {
+            return;
+        }
+        let facts = trip.facts();
+        tracing::warn!(
+            command,
+            key = ids::shown(self.ids, &lane.key.target),
+            calls = facts.batch,
+            attempts = facts.attempts,
+            %failure,
+            "a call got no answer from the upstream"
+        );
+    }
+}
+
+async fn send(lanes: Arc<Lanes>, lane: Arc<Lane>, outbound: Outbound) -> Answer {
+    let leaving = Leaving { lanes, lane };
+    let (lanes, lane) = (&leaving.lanes, &leaving.lane);
+    let (trip, label) = (outbound.trip.clone(), outbound.label());
+    let result = lanes.upstream.stack.clone().oneshot(outbound).await;
+    if let Err(failure) = &result {
+        lanes.lament(lane, label, &trip, failure);
+    }
+    let facts = trip.facts();
+    Answer { result, facts }
+}
+
+/// Hands the lane to those who have come meanwhile, however the call has ended; or takes it away.
+struct Leaving {
+    lanes: Arc<Lanes>,
+    lane: Arc<Lane>,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.lane.state.lock().under_way = None;
+        if !self.lanes.retire(&self.lane) {
+            sync::spawn(worker::run(self.lanes.clone(), self.lane.clone()));
+        }
+    }
+}
