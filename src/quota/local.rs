@@ -410,11 +410,15 @@ impl Settings {
         let ruled = new.ruled.iter_mut();
         let ruled = ruled.filter_map(|(name, new)| Some((old_ruled.get(name)?, new)));
         for (old, new) in timings.into_iter().chain(ruled) {
-            let longer = new.pace.period().saturating_sub(old.pace.period());
+            let (from, to) = (old.pace.period(), new.pace.period());
             // A window that is not remembered may have been spent by the new length. As at a start,
             // what would have to wait for longer than `state.hold` begins empty.
-            let held = !longer.is_zero() && new.pace.window <= old.pace.window + self.hold;
-            new.known_from = old.known_from.max(held.then(|| now + longer));
+            let held = to > from && new.pace.window <= old.pace.window + self.hold;
+            let known_from = old.known_from.filter(|at| *at > now);
+            let known_from = known_from.or(held.then_some(now));
+            new.known_from = known_from
+                .map(|at| at + to.saturating_sub(from))
+                .map(|at| at.checked_sub(from.saturating_sub(to)).unwrap_or(now));
         }
         new
     }

@@ -175,7 +175,10 @@ impl Slots {
             && let Some(tally) = state.tally.take()
             && known == Known::Pairs
         {
-            state.window = tally.into_window(clock::now(), state.pace.limit);
+            let now = clock::now();
+            let calls =
+                std::mem::replace(&mut state.window, tally.into_window(now, state.pace.limit));
+            state.window.hold_as(&calls, now);
         }
         state.counting = known.counting();
     }

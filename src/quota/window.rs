@@ -64,6 +64,8 @@ pub struct Window {
     in_flight: u32,
     /// When each cooling slot is free again, earliest first.
     cooling: VecDeque<Instant>,
+    /// Until then nobody knows how many slots are busy: at least those that are held.
+    unknown_until: Option<Instant>,
 }
 
 impl Window {
@@ -74,6 +76,7 @@ impl Window {
             limit,
             in_flight: 0,
             cooling: VecDeque::new(),
+            unknown_until: None,
         }
     }
 
@@ -81,8 +84,8 @@ impl Window {
     /// what its predecessor sent.
     pub fn remembered(limit: u32, latest_first: impl Iterator<Item = Instant>) -> Window {
         let mut window = Window::new(limit);
-        // The limit may have been lowered since: the first slot is free when all but `limit` are.
-        window.cooling = latest_first.take(limit as usize).collect();
+        // Perhaps more than `limit`, which may have been lowered since and may be raised again.
+        window.cooling = latest_first.collect();
         window.cooling.make_contiguous().reverse();
         window
     }
@@ -107,26 +110,35 @@ impl Window {
         forgotten_by: Option<Instant>,
     ) {
         self.free(now);
-        let Some(longer) = to.checked_sub(from) else {
-            let shorter = from.saturating_sub(to);
-            for at in &mut self.cooling {
-                *at = at.checked_sub(shorter).unwrap_or(now);
-            }
-            return;
-        };
+        let (longer, shorter) = (to.saturating_sub(from), from.saturating_sub(to));
+        let changed = |at: Instant| (at + longer).checked_sub(shorter).unwrap_or(now);
         for at in &mut self.cooling {
-            *at += longer;
+            *at = changed(*at);
         }
-        if let Some(forgotten_by) = forgotten_by {
-            self.hold_free(now, forgotten_by.min(now + longer));
+        let known = self.unknown_until.take().filter(|until| *until > now);
+        // Held again each time: the limit may have been raised since.
+        let unknown_until = known.or((!longer.is_zero()).then_some(now)).map(changed);
+        if let (Some(until), Some(forgotten_by)) = (unknown_until, forgotten_by) {
+            self.hold_free(now, until.min(forgotten_by));
         }
     }
 
     /// Slots that are free at `now` are not before `until`: nobody knows what was sent in them.
     pub fn hold_free(&mut self, now: Instant, until: Instant) {
-        let free = if until > now { self.free(now) } else { 0 };
+        if until <= now {
+            return;
+        }
+        self.unknown_until = self.unknown_until.max(Some(until));
+        let free = self.free(now);
         self.in_flight += free;
         self.settle(free, until);
+    }
+
+    /// The same calls counted otherwise: what nobody knows of `other` nobody knows of this.
+    pub fn hold_as(&mut self, other: &Window, now: Instant) {
+        if let Some(until) = other.unknown_until {
+            self.hold_free(now, until);
+        }
     }
 
     /// Slots that can be taken at `now`.
@@ -154,6 +166,10 @@ impl Window {
     /// Slots taken by [`take`](Self::take) start to cool and are free again at `free_at`.
     pub fn settle(&mut self, slots: u32, free_at: Instant) {
         self.in_flight -= slots;
+        // What was sent in them before, and was forgotten, may count for longer.
+        let free_at = self
+            .unknown_until
+            .map_or(free_at, |until| free_at.max(until));
         let place = self.cooling.partition_point(|&at| at <= free_at);
         for _ in 0..slots {
             self.cooling.insert(place, free_at);
@@ -162,7 +178,10 @@ impl Window {
 
     /// Slots taken by [`take`](Self::take) whose call was never written to a socket.
     pub fn refund(&mut self, slots: u32) {
-        self.in_flight -= slots;
+        match self.unknown_until {
+            Some(until) => self.settle(slots, until),
+            None => self.in_flight -= slots,
+        }
     }
 
     /// When `slots` will be free together.
@@ -409,6 +428,71 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_known_should_stay_held_whatever_changes_next() {
+        let t0 = clock::now();
+        let length = |seconds: u32| seconds * 1_000 * MS;
+        let far = Some(t0 + length(60));
+        // Ten calls that a window of a second has forgotten; then five in three, then twelve in four.
+        let mut window = Window::new(10);
+        window.resize(5);
+        window.change_period(t0, length(1), length(3), far);
+        window.resize(12);
+        assert_eq!(window.free(t0), 7, "until the change is complete");
+        window.change_period(t0 + length(1), length(3), length(4), far);
+        assert_eq!(window.free(t0 + length(3) - MS), 0);
+        assert_eq!(window.free(t0 + length(3)), 12);
+
+        // A raised limit alone, and a shorter window.
+        for (to, free_at) in [(3, 2), (2, 1)] {
+            let mut window = Window::new(5);
+            window.change_period(t0, length(1), length(3), far);
+            window.resize(12);
+            window.change_period(t0, length(3), length(to), far);
+            assert_eq!(window.free(t0 + length(free_at) - MS), 0);
+            assert_eq!(window.free(t0 + length(free_at)), 12);
+        }
+
+        // Slots that were in flight then, too: earlier calls in them are forgotten.
+        let mut window = Window::new(5);
+        assert!(window.take(t0, 2));
+        window.change_period(t0, length(1), length(3), far);
+        window.refund(1);
+        window.settle(1, t0 + length(1));
+        assert_eq!(window.free(t0 + length(2) - MS), 0);
+        assert_eq!(window.free(t0 + length(2)), 5);
+
+        // What has passed is known again.
+        let mut window = Window::new(5);
+        window.change_period(t0, length(1), length(3), far);
+        window.change_period(t0 + length(2), length(3), length(3), far);
+        assert_eq!(window.free(t0 + length(2)), 5);
+    }
+
+    #[test]
+    fn calls_that_are_counted_otherwise_should_be_held_as_long() {
+        let t0 = clock::now();
+        let mut window = Window::new(5);
+        window.change_period(t0, 1_000 * MS, 3_000 * MS, Some(t0 + 9_000 * MS));
+        let mut pairs = Window::remembered(8, [t0 + 2_500 * MS].into_iter());
+        pairs.hold_as(&window, t0);
+        assert_eq!(pairs.free(t0 + 2_000 * MS - MS), 0);
+        assert_eq!(pairs.free(t0 + 2_000 * MS), 7);
+        let mut none = Window::new(8);
+        none.hold_as(&Window::new(5), t0);
+        assert_eq!(none.free(t0), 8);
+    }
+
+    #[test]
+    fn a_limit_that_is_raised_after_a_start_should_find_all_that_is_remembered() {
+        let t0 = clock::now();
+        let latest_first = (1..=10).rev().map(|second| t0 + second * 1_000 * MS);
+        let mut window = Window::remembered(5, latest_first);
+        assert_eq!(window.next_free(t0, 1), Next::At(t0 + 6_000 * MS));
+        window.resize(12);
+        assert_eq!(window.free(t0), 2);
+    }
+
+    #[test]
     fn a_shorter_window_should_free_earlier_and_undo_a_longer_one() {
         let t0 = clock::now();
         let (one, three) = (1_000 * MS, 3_000 * MS);
@@ -417,7 +501,7 @@ mod tests {
         window.settle(1, t0 + 500 * MS);
         window.change_period(t0, one, three, Some(t0 + 9_000 * MS));
         assert_eq!(window.free(t0), 0);
-        window.change_period(t0, three, one, None);
+        window.change_period(t0, three, one, Some(t0 + 9_000 * MS));
         assert_eq!(window.free(t0), 2);
         assert_eq!(window.next_free(t0, 3), Next::At(t0 + 500 * MS));
     }

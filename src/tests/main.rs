@@ -8,6 +8,7 @@
 //! - [`per`]: attributes counted by account
 //! - [`promises`]: the whole gateway with random callers, arrivals, failures and departures, from seeds
 //! - [`restarts`]: gateways that follow each other, killed in mid-burst and with other limits, from seeds
+//! - [`reconfigured`]: limits that change while calls wait, from seeds
 //! - [`zoo`]: every way in which the upstream could count, and other spenders
 //! - [`http2`]: an upstream that is played frame by frame
 //! - [`reload`]: the whole gateway under settings that change
@@ -29,6 +30,7 @@ mod mutated;
 mod per;
 mod promises;
 mod readme;
+mod reconfigured;
 mod reload;
 mod restarts;
 mod rules;
