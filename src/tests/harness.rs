@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -49,6 +49,8 @@ pub(crate) struct World {
     pub(crate) caller: Caller,
     /// Whether connections to the upstream come about.
     pub(crate) reachable: Arc<AtomicBool>,
+    /// Connections that did not.
+    pub(crate) refused: Arc<AtomicUsize>,
     /// Whether the gateway runs: if not, its connections are closed.
     alive: Arc<AtomicBool>,
 }
@@ -84,9 +86,11 @@ impl World {
     pub(crate) fn before(simulator: Simulator, config: &Config) -> World {
         let reachable = Arc::new(AtomicBool::new(true));
         let alive = Arc::new(AtomicBool::new(true));
+        let refused = Arc::default();
         let connector = Pipes {
             simulator: simulator.clone(),
             reachable: reachable.clone(),
+            refused: Arc::clone(&refused),
             alive: alive.clone(),
         };
         let keys = Keys::open(config).unwrap_or_else(|mistakes| panic!("{mistakes}"));
@@ -99,6 +103,7 @@ impl World {
             core: Arc::new(core),
             caller: Caller::Local,
             reachable,
+            refused,
             alive,
         }
     }
@@ -113,9 +118,11 @@ impl World {
         let config = load(&sources).unwrap_or_else(|mistakes| panic!("{mistakes}"));
         let reachable = Arc::new(AtomicBool::new(true));
         let alive = Arc::new(AtomicBool::new(true));
+        let refused = Arc::default();
         let connector = Pipes {
             simulator: simulator.clone(),
             reachable: reachable.clone(),
+            refused: Arc::clone(&refused),
             alive: alive.clone(),
         };
         let quota = Quota::with_state(&config).expect("nobody else uses the file");
@@ -132,6 +139,7 @@ impl World {
             core: Arc::new(core),
             caller: Caller::Local,
             reachable,
+            refused,
             alive,
         }
     }
@@ -314,6 +322,7 @@ pub(crate) fn pair(group: &str, message: u64, key: &str, value: &str) -> String 
 struct Pipes {
     simulator: Simulator,
     reachable: Arc<AtomicBool>,
+    refused: Arc<AtomicUsize>,
     alive: Arc<AtomicBool>,
 }
 
@@ -328,6 +337,7 @@ impl tower::Service<Uri> for Pipes {
 
     fn call(&mut self, _: Uri) -> Self::Future {
         if !self.reachable.load(Ordering::Relaxed) || !self.alive.load(Ordering::Relaxed) {
+            self.refused.fetch_add(1, Ordering::Relaxed);
             return std::future::ready(Err(io::ErrorKind::ConnectionRefused.into()));
         }
         let (near, far) = tokio::io::duplex(1 << 16);

@@ -342,6 +342,10 @@ async fn an_upstream_that_returns_should_meet_no_stampede() {
         .collect();
     clock::sleep(30 * SECOND).await;
     assert!(world.arrivals().is_empty());
+    // Five to find out, then one call at a time, 100 ms later and twice as long each time up to 5 s.
+    let tried = world.refused.load(Ordering::Relaxed);
+    assert!((5..=18).contains(&tried), "{tried} connections");
+    println!("an upstream that is away for 30 s: {tried} connections are tried");
     let back = clock::now();
     world.reachable.store(true, Ordering::Relaxed);
     for call in calls {
