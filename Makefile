@@ -8,6 +8,7 @@ INSTALL := $(SUDO) .ci/install
 
 PYTHON := target/tools/venv/bin/python
 export PYTHONDONTWRITEBYTECODE = 1
+
 .PHONY: test lint deny spec interleavings keys page-test deploy prove soak fuzz mutants build clean tools
 .PHONY: deploy-test deploy-tools deploy-live image-test callers-test bench bench-parts instructions
 
@@ -74,8 +75,11 @@ page-test:
 	$(CARGO) build --locked --quiet
 	node src/tests/page/page.mjs target/debug/chat-gateway target/page target/page
 
-## The promises for ten thousand seeds, within one process and across kills and restarts; one that
-## fails is printed and replayed by CHAT_GATEWAY_SEED=N cargo test --test spec promises
+## The promises for ten thousand seeds: within one process, under limits that change, and across kills
+## and restarts; one that fails is printed and replayed by
+## CHAT_GATEWAY_SEED=N cargo test --test spec promises. Dependencies are built as for the other tests,
+## the gateway optimised.
+prove: export CARGO_PROFILE_DEV_OPT_LEVEL = 2
 prove:
 	CHAT_GATEWAY_SEEDS=10000 $(CARGO) test --locked --lib --features shuttle sync::
 	CHAT_GATEWAY_SEEDS=10000 $(CARGO) test --locked --test spec every_seed -- --nocapture
