@@ -109,11 +109,15 @@ impl Stepping {
     /// From now on the settings say `fastest`: in force at once unless the class has stepped down
     /// below it.
     pub fn set_fastest(&mut self, fastest: Profile, now: Instant) {
-        if self.profile == self.fastest || self.profile < fastest {
-            if self.profile != fastest {
-                self.changed_at = Some(now);
-            }
-            self.profile = fastest;
+        let has_stepped_down = self.profile != self.fastest;
+        let profile = if has_stepped_down {
+            self.profile.max(fastest)
+        } else {
+            fastest
+        };
+        if self.profile != profile {
+            self.profile = profile;
+            self.changed_at = Some(now);
         }
         self.fastest = fastest;
     }
@@ -338,6 +342,35 @@ mod tests {
         }
         assert_eq!(stepping.step_up(now + QUIET), Some(Profile::Spaced));
         assert_eq!(stepping.step_up(now + 9 * QUIET), None);
+        let mut stepping = Stepping::default();
+        stepping.refused(now, now);
+        stepping.set_fastest(Profile::Cautious, now);
+        assert_eq!(stepping.profile(), Profile::Cautious, "the setting's word");
+    }
+
+    #[test]
+    fn a_call_sent_before_the_setting_changed_should_say_nothing_about_it() {
+        let now = clock::now();
+        let before = now - SECOND;
+        let mut stepping = Stepping::default();
+        stepping.set_fastest(Profile::Spaced, now);
+        assert_eq!(stepping.refused(before, now), Consequence::Late);
+        // The same setting again is no change.
+        let mut stepping = Stepping::default();
+        stepping.set_fastest(Profile::Exact, now);
+        let down = Consequence::StepDown(Profile::Spaced);
+        assert_eq!(stepping.refused(before, now), down);
+    }
+
+    #[test]
+    fn calls_sent_before_an_explained_refusal_should_say_nothing_about_the_profile() {
+        let now = clock::now();
+        let mut stepping = Stepping::default();
+        stepping.explained(now);
+        assert_eq!(stepping.refused_at(), Some(now));
+        assert_eq!(stepping.refused(now - SECOND, now), Consequence::Late);
+        let down = Consequence::StepDown(Profile::Spaced);
+        assert_eq!(stepping.refused(now, now), down);
     }
 
     #[test]

@@ -159,6 +159,28 @@ mod tests {
     }
 
     #[test]
+    fn round_trips_should_be_kept_as_one_sum_a_minute() {
+        let mut floor = RttFloor::default();
+        let start = clock::now();
+        for second in 0..3_600 {
+            floor.record(start + second * 1_000 * MS, 10 * MS);
+            let minutes = (second / 60 + 1).min(11) as usize;
+            assert_eq!(floor.spans.len(), minutes, "after {second} s");
+        }
+    }
+
+    #[test]
+    fn the_smallest_should_be_trusted_less_the_more_the_others_lie_above_it() {
+        let mut floor = RttFloor::default();
+        let now = clock::now();
+        for n in 0..400 {
+            floor.record(now, if n % 2 == 0 { 10 * MS } else { 20 * MS });
+        }
+        // The mean is 5 ms above it, and eight times that over the root of 400 is 2 ms.
+        assert_eq!(floor.get(now), Duration::from_micros(7_200));
+    }
+
+    #[test]
     fn the_floor_should_stay_below_what_the_line_can_do() {
         for seed in 0..1_000 {
             let rng = &mut StdRng::seed_from_u64(seed);

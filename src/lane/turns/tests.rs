@@ -130,6 +130,69 @@ fn a_new_caller_should_count_only_the_turns_before_him() {
 }
 
 #[test]
+fn a_first_turn_that_grows_should_be_counted_again() {
+    let keys = |from: usize, count: usize| {
+        let keys: Vec<_> = (from..from + count)
+            .map(|n| (format!("k{n}"), ""))
+            .collect();
+        attributes(&group_attributes::MODIFY, GROUP, &keys)
+    };
+    let mut turns = Turns::new(Counting::Calls);
+    turns.push(of(1, keys(0, 8)), 1, ());
+    turns.push(of(2, keys(8, 8)), 1, ());
+    assert_eq!(ahead(&mut turns, 3), (1, 1), "16 keys travel together");
+    turns.push(of(1, keys(16, 1)), 1, ());
+    assert_eq!(ahead(&mut turns, 3), (2, 2), "17 do not");
+    assert_eq!(drained(&mut turns), [vec![0, 2], vec![1]]);
+}
+
+#[test]
+fn only_so_many_calls_of_a_round_should_be_looked_into() {
+    let batches = |calls_of_each: &[usize]| {
+        let mut turns = Turns::new(Counting::Calls);
+        for (number, calls) in (1..).zip(calls_of_each) {
+            for _ in 0..*calls {
+                turns.push(of(number, clear()), 1, ());
+            }
+        }
+        ahead(&mut turns, 99).1
+    };
+    assert_eq!(batches(&[FOLDED_OF_ONE, 1]), 1);
+    assert_eq!(batches(&[FOLDED_OF_ONE + 1, 1]), 2);
+    assert_eq!(batches(&[FOLDED_OF_ONE + 1, 1, 1]), 2);
+    let most = [FOLDED_OF_ONE; FOLDED / FOLDED_OF_ONE];
+    assert_eq!(batches(&most), 1);
+    assert_eq!(batches(&[&most[..], &[1]].concat()), 2);
+    let less = FOLDED_OF_ONE - 1;
+    assert_eq!(batches(&[&most[1..], &[less, 1]].concat()), 1);
+    assert_eq!(batches(&[&most[1..], &[less, 2]].concat()), 2);
+}
+
+#[test]
+fn what_a_slot_stands_for_should_change_for_everybody_who_waits() {
+    let pair = |number, key| of(number, extensions(1, 1, &[(key, "")]));
+    let mut turns = Turns::new(Counting::Calls);
+    for (number, key) in [(1, "a"), (1, "b"), (2, "c")] {
+        turns.push(pair(number, key), 5, ());
+    }
+    let again = turns.leave(&caller(2), 2).unwrap();
+    turns.put_back(2, again.call, again.pairs, ());
+    assert_eq!(ahead(&mut turns, 3), (2, 2));
+    turns.count(Counting::Pairs);
+    assert_eq!(ahead(&mut turns, 3), (15, 2));
+    turns.push(pair(4, "d"), 5, ());
+    assert_eq!(ahead(&mut turns, 3), (20, 2), "of one who came since, too");
+    assert_eq!((turns.calls(), turns.batches()), (4, 3));
+    assert_eq!(turns.bytes(), 4 * pair(1, "a").body.len());
+    turns.count(Counting::Pairs);
+    assert!(take(&mut turns, 4).is_none());
+    assert_eq!(take(&mut turns, 5).unwrap().jobs.len(), 1);
+    assert_eq!(take(&mut turns, 10).unwrap().jobs.len(), 2);
+    turns.count(Counting::Calls);
+    assert_eq!(ahead(&mut turns, 3), (1, 1));
+}
+
+#[test]
 fn those_put_back_should_leave_first_and_keep_their_order() {
     let mut turns = Turns::new(Counting::Calls);
     for number in [1, 2, 1] {

@@ -233,11 +233,7 @@ impl Book {
             let attempt = leaf.and_then(|leaf| leaf.attempts.get_mut(&note.name.sequence));
             match attempt {
                 Some(attempt) => attempt.told = false,
-                None => self.doubtful.push(Pending {
-                    slots: 0,
-                    had: note.had.max(note.slots),
-                    ..note
-                }),
+                None => self.doubtful.push(Pending { slots: 0, ..note }),
             }
         }
     }
@@ -251,7 +247,6 @@ impl Book {
                 if attempt.id != 0 && attempt.id != id {
                     notes.push(Pending {
                         slots: 0,
-                        had: attempt.written,
                         ..pending(*window, *sequence, attempt)
                     });
                 }
@@ -329,3 +324,6 @@ fn pending(window: WindowId, sequence: u64, attempt: &Attempt) -> Pending {
         free_at: attempt.free_at,
     }
 }
+
+#[cfg(test)]
+mod tests;

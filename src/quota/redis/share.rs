@@ -130,6 +130,8 @@ mod tests {
     fn a_turn_should_be_now_or_within_a_cycle() {
         let cycle = cycle(1, 3, SECOND);
         assert_eq!(cycle, Duration::from_millis(3_750));
+        let short = Duration::from_millis(400);
+        assert_eq!(super::cycle(1, 3, short), 3 * (short + short / 4));
         let wait = |now, seat| until_turn(now, 1, 3, SECOND, seat);
         assert_eq!(wait(cycle * 9, 0), Duration::ZERO);
         assert_eq!(wait(cycle * 9, 1), cycle / 3);
