@@ -19,7 +19,7 @@ pub struct Batch<T> {
 pub struct Plan {
     /// Calls that it takes.
     pub(in crate::lane) length: usize,
-    /// As one call, unless a longer run was folded than is taken.
+    /// What it takes as one call, unless a longer run was folded.
     fold: Option<Fold>,
     /// The command as which it is sent.
     pub command: &'static Command,
@@ -75,17 +75,14 @@ impl Plan {
             length: best,
             command,
             pairs,
-            fold: (best == length && best > 1).then_some(fold),
+            fold: (best == length).then_some(fold),
         })
     }
 
     /// The calls that it takes as a batch.
     pub(in crate::lane) fn batch<T>(self, jobs: Vec<(u64, Job<T>)>) -> Batch<T> {
-        let fold = self.fold.or_else(|| {
-            // The longest run was not allowed, so it is folded again up to what was.
-            if self.length == 1 {
-                return None;
-            }
+        // Where the longest run was not allowed it is folded again, up to what was.
+        let again = || {
             let mut fold = Fold::start(&jobs[0].1.call);
             for (_, job) in &jobs[1..] {
                 assert!(
@@ -93,8 +90,9 @@ impl Plan {
                     "the same calls folded when the plan was made"
                 );
             }
-            Some(fold)
-        });
+            fold
+        };
+        let fold = (self.length > 1).then(|| self.fold.unwrap_or_else(again));
         Batch {
             jobs,
             fold,

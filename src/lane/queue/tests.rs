@@ -235,6 +235,18 @@ fn a_plan_should_be_the_longest_whose_command_is_allowed() {
         let plan = queue.plan(1, |command| allowed.contains(&command.name));
         let found = plan.map(|plan| (plan.command.name, plan.length));
         assert_eq!(found, expected, "{allowed:?}");
+        let Some((command, length)) = expected else {
+            continue;
+        };
+        let mut alone = Fold::start(&calls[0]);
+        assert!(calls[1..length].iter().all(|call| alone.add(call)));
+        let mut queue = pushed(Counting::Calls, &calls);
+        let plan = queue.plan(1, |command| allowed.contains(&command.name));
+        let taken = queue.take(plan.unwrap()).fold.unwrap();
+        assert_eq!(
+            (taken.command().name, taken.body()),
+            (command, alone.body())
+        );
     }
     assert!(queue.plan(0, |_| true).is_none());
 }
