@@ -115,9 +115,11 @@ impl Window {
         for at in &mut self.cooling {
             *at = changed(*at);
         }
-        let known = self.unknown_until.take().filter(|until| *until > now);
+        let unknown_until = self.unknown_until.take();
         // Held again each time: the limit may have been raised since.
-        let unknown_until = known.or((!longer.is_zero()).then_some(now)).map(changed);
+        let unknown_until = unknown_until
+            .or((!longer.is_zero()).then_some(now))
+            .map(|until| changed(until.max(now)));
         if let (Some(until), Some(forgotten_by)) = (unknown_until, forgotten_by) {
             self.hold_free(now, until.min(forgotten_by));
         }
