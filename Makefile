@@ -9,7 +9,7 @@ INSTALL := $(SUDO) .ci/install
 PYTHON := target/tools/venv/bin/python
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: test lint deny spec interleavings keys page-test deploy prove soak fuzz mutants build clean tools
+.PHONY: test lint deny spec interleavings keys page-test deploy prove prove-shared soak fuzz mutants build clean tools
 .PHONY: deploy-test deploy-tools deploy-live image-test callers-test bench bench-parts instructions
 
 ## Everything that must hold before a commit: format, lints, licences, documentation, tests, and what
@@ -83,6 +83,12 @@ prove: export CARGO_PROFILE_DEV_OPT_LEVEL = 2
 prove:
 	CHAT_GATEWAY_SEEDS=10000 $(CARGO) test --locked --lib --features shuttle sync::
 	CHAT_GATEWAY_SEEDS=10000 $(CARGO) test --locked --test spec every_seed -- --nocapture
+
+## Gateways that share a store for so many seeds; `make test` runs 100 of them. Not part of `prove`, since
+## it does not pass yet: of 0 to 300 and 400 to 660, 199 and 498 let a window be over (CONTRIBUTING.md).
+prove-shared: tools
+	CHAT_GATEWAY_SEEDS=$(SEEDS) $(CARGO) test --locked --test spec whatever_fails -- --nocapture
+SEEDS ?= 10000
 
 ## Half an hour of callers who come and go and an upstream that fails, under a ceiling of memory.
 SOAK_MINUTES ?= 30

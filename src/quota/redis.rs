@@ -5,6 +5,7 @@
 //! - [`share`] is what a gateway may spend while it cannot reach the store.
 //! - [`book`] is what this process holds, in its own words.
 //! - [`mod@line`] is the way to the server, [`keeper`] the task that keeps it open.
+//! - [`reading`] is what is known of the server's clock.
 //! - [`lease`] is what the store gave: slots, and the time within which they may be used.
 //!
 //! # Why the sum stays under the limit
@@ -60,18 +61,21 @@ pub mod book;
 pub mod keeper;
 pub mod lease;
 pub mod line;
+pub mod reading;
 pub mod script;
 pub mod share;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use redis::{Script, Value};
 use tokio::sync::{Notify, watch};
 
 use self::{
     book::{Book, Pending},
-    line::{Connection, Line, Trouble, describe, too_slow, within},
+    line::{Connection, Dial, Line, Trouble, describe, too_slow, within},
+    reading::Reading,
     script::{Answer, Ask, Done, Keys, Name, Owner, StoreTime, Want},
     share::Seat,
 };
@@ -110,6 +114,8 @@ pub struct Store {
     budget: Duration,
     hold: Duration,
     started: Instant,
+    /// How long who pauses.
+    random: Mutex<StdRng>,
     /// Counts changes of what may be spent; whoever waits looks again.
     epoch: watch::Sender<u64>,
     /// There is something to tell.
@@ -122,11 +128,17 @@ pub(super) struct Inner {
     pub(super) book: Book,
     /// Who we are, or were when the store was last reached.
     owner: Option<Owner>,
+    /// Who we may be to the store as well: it was asked to count us in, and we have not heard that it
+    /// did.
+    tried: Vec<u64>,
     /// When the store came to be, in its own words, and on our clock.
     born: Arc<str>,
     born_at: Option<Instant>,
-    /// The store's clock, and ours before and after it was read.
-    clock: Option<(StoreTime, Instant, Instant)>,
+    /// Another one after its clock was set: what was written before is under other keys.
+    era: Arc<str>,
+    /// The store's clock as it was read last, and as well as it is known.
+    clock: Option<Reading>,
+    fine_clock: Option<Reading>,
     /// The last time at which the store may have heard us.
     heard: Option<Instant>,
     /// The store that we found when we started, by its birth.
@@ -214,7 +226,17 @@ pub struct View {
 impl Store {
     /// The store of these settings, not reached yet; `None` if windows are not shared. Reads the
     /// files that the settings name.
-    pub fn new(config: &Config, metrics: Arc<Metrics>) -> std::io::Result<Option<Arc<Store>>> {
+    pub fn new(config: &Config, metrics: Arc<Metrics>) -> io::Result<Option<Arc<Store>>> {
+        Store::over(config, metrics, None, rand::random())
+    }
+
+    /// The same over `dial` in place of TCP; its pauses are drawn from `seed`.
+    pub fn over(
+        config: &Config,
+        metrics: Arc<Metrics>,
+        dial: Option<Arc<dyn Dial>>,
+        seed: u64,
+    ) -> io::Result<Option<Arc<Store>>> {
         let shared = &config.shared;
         let Some(url) = &shared.redis else {
             return Ok(None);
@@ -225,9 +247,12 @@ impl Store {
             phase: Phase::Down,
             book: Book::default(),
             owner: None,
+            tried: Vec::new(),
             born: "".into(),
             born_at: None,
+            era: "0".into(),
             clock: None,
+            fine_clock: None,
             heard: None,
             found: None,
             listed: None,
@@ -241,12 +266,13 @@ impl Store {
             inner: Mutex::new(inner),
             keys: Keys::new(&shared.prefix),
             take: script::take(),
-            line: Line::new(url, shared)?,
+            line: Line::new(url, shared, dial)?,
             metrics,
             replicas: shared.replicas,
             budget: shared.budget,
             hold: config.state.hold,
             started: now,
+            random: Mutex::new(StdRng::seed_from_u64(seed)),
             epoch: watch::Sender::new(0),
             news: Notify::new(),
         })))
@@ -270,6 +296,11 @@ impl Store {
             missing: inner.missing,
             windows: inner.book.len(),
         }
+    }
+
+    /// A part of one.
+    fn random(&self) -> f64 {
+        self.random.lock().random()
     }
 
     /// The number of changes of what may be spent so far.
@@ -320,12 +351,15 @@ impl Store {
             None if pace.window <= self.hold => Some(self.started + period.max(FIRST)),
             None => Some(self.started + FIRST),
         };
+        if share == 0 && seat.is_some_and(|seat| seat >= self.replicas) {
+            // Others have turns, and any time may be one of theirs.
+            return Terms::Nothing;
+        }
         if share == 0 {
             let start = not_before.unwrap_or(now).max(now);
-            let wait = match (seat, inner.clock) {
-                (Some(seat), Some((there, _, read))) if seat < self.replicas => {
-                    let there = Duration::from_micros(there.unsigned_abs());
-                    let there = there + start.saturating_duration_since(read);
+            let wait = match (seat, inner.fine_clock) {
+                (Some(seat), Some(reading)) if seat < self.replicas => {
+                    let there = Duration::from_micros(reading.earliest(start).unsigned_abs());
                     share::until_turn(there, limit, self.replicas, period, seat)
                 }
                 // Without a seat there is no turn, only the rate.
@@ -449,6 +483,7 @@ impl Store {
         let ask = Ask {
             owner,
             born: inner.born.clone(),
+            era: inner.era.clone(),
             deadline,
             lease: LEASE,
             replicas: self.replicas,
@@ -498,8 +533,7 @@ impl Store {
             return None;
         }
         let trouble = match answer {
-            Ok(Answer::Done(done)) => {
-                inner.clock = Some((done.now, asked_at, told_at));
+            Ok(Answer::Done(done)) if !inner.hears_moved_clock(done.now, asked_at, told_at) => {
                 inner.missing = done.missing;
                 if !done.members.is_empty() {
                     inner.listed = Some(told_at);
@@ -508,6 +542,7 @@ impl Store {
                 }
                 return Some(done);
             }
+            Ok(Answer::Done(_)) => "its clock was moved".to_owned(),
             Ok(Answer::Late) => "it was asked too late, or its clock was moved".to_owned(),
             Ok(Answer::Unknown) => "it has lost its memory".to_owned(),
             Err(trouble) => trouble,
@@ -577,9 +612,28 @@ impl Inner {
 
     /// Our `now` and `budget` more, on the store's clock.
     fn deadline(&self, now: Instant, budget: Duration) -> Option<StoreTime> {
-        let (there, before, _) = self.clock?;
-        let later = (now + budget).saturating_duration_since(before);
-        Some(there + StoreTime::try_from(later.as_micros()).ok()?)
+        Some(self.clock?.latest(now + budget))
+    }
+
+    /// The store's clock was read. Of one that is `new` nothing was known.
+    fn read(&mut self, reading: Reading, new: bool) {
+        self.fine_clock = Some(reading.or_finer(self.fine_clock.filter(|_| !new)));
+        self.clock = Some(reading);
+    }
+
+    /// Reads the store's clock from an answer; true if it was moved, which is left to be found again.
+    fn hears_moved_clock(&mut self, there: StoreTime, asked_at: Instant, told_at: Instant) -> bool {
+        let reading = Reading {
+            there,
+            asked_at,
+            told_at,
+        };
+        if self.clock.is_some_and(|known| reading.moved_since(&known)) {
+            return true;
+        }
+        // A process that was stopped in between has learnt little.
+        self.read(reading.or_finer(self.clock), false);
+        false
     }
 }
 

@@ -9,7 +9,8 @@
 --       then two for each window:
 --         slots: a sorted set, ID:SEQUENCE:N scored by the time at which that slot is free
 --         claims: a hash, n<ID> the slots that it holds, c<ID.SEAT> its claim (`u`, or `v` for one
---                 that is covered), `last` the time of the last call that was spaced
+--                 that is covered), t<SEAT> its last turn, a<ID:SEQUENCE> from when on what was given
+--                 ahead may be used, `last` the time of the last call that was spaced
 -- ARGV  owner, born, deadline, lease (0 for one who is no member yet), replicas, list members (0 or
 --       1), number of notes, number of wants
 --       each note: window, name, slots, slots it had, time left; or window, "", 0, 0, 0 to give up
@@ -79,6 +80,17 @@ local function prune(slots, claims)
   end
 end
 
+-- Slots that have expired as a whole are not counted any more.
+local function recount(slots, claims)
+  if redis.call('EXISTS', slots) == 0 then
+    for _, field in ipairs(redis.call('HKEYS', claims)) do
+      if string.sub(field, 1, 1) == 'n' then
+        redis.call('HDEL', claims, field)
+      end
+    end
+  end
+end
+
 local function put(slots, claims, name, first, last, free_at)
   local added = 0
   for n = first, last do
@@ -87,10 +99,20 @@ local function put(slots, claims, name, first, last, free_at)
   count(claims, id_of(name), added)
 end
 
+-- What was given ahead took the place of a slot that cools: given back, it is that again.
 local function del(slots, claims, name, first, last)
   local removed = 0
+  local ahead = tonumber(redis.call('HGET', claims, 'a' .. name) or 0)
   for n = first, last do
-    removed = removed + redis.call('ZREM', slots, name .. ':' .. n)
+    local slot = name .. ':' .. n
+    if ahead <= now then
+      removed = removed + redis.call('ZREM', slots, slot)
+    elseif redis.call('ZSCORE', slots, slot) then
+      redis.call('ZADD', slots, ahead, slot)
+    end
+  end
+  if ahead > 0 then
+    redis.call('HDEL', claims, 'a' .. name)
   end
   count(claims, id_of(name), -removed)
 end
@@ -120,13 +142,30 @@ for _ = 1, tonumber(ARGV[7]) do
     if left <= 0 then
       has = 0
     end
+    recount(slots, claims)
     put(slots, claims, name, 1, has, now + left)
     del(slots, claims, name, has + 1, had)
     expire(slots, claims)
   end
 end
 
-local missing = redis.call('ZRANGEBYSCORE', members, '-inf', now)
+-- Of those who are missing no more can be alive than there are gateways less those that are heard of:
+-- the largest shares are kept, whoever has them.
+local missing, gone = redis.call('ZRANGEBYSCORE', members, '-inf', now), {}
+local unheard = #missing
+local most = math.max(0, replicas - (redis.call('ZCARD', members) - unheard))
+if #missing > most then
+  table.sort(missing, function(one, other)
+    local a, b = seat_of(one), seat_of(other)
+    if (a < replicas) ~= (b < replicas) then
+      return a < replicas
+    end
+    return a > b
+  end)
+  while #missing > most do
+    gone[table.remove(missing)] = true
+  end
+end
 local at, later, answers, wants = now, nil, {}, {}
 
 for w = 1, tonumber(ARGV[8]) do
@@ -162,11 +201,19 @@ for w = 1, tonumber(ARGV[8]) do
         held[whose] = tonumber(fields[f + 1])
       end
     elseif kind == 'c' then
-      if redis.call('ZSCORE', members, whose) then
+      if gone[whose] then
+        claimed[whose] = nil
+      elseif redis.call('ZSCORE', members, whose) then
         claimed[whose] = fields[f + 1]
       else
         redis.call('HDEL', want.claims, fields[f])
       end
+    elseif kind == 'a' then
+      if tonumber(fields[f + 1]) <= now then
+        redis.call('HDEL', want.claims, fields[f])
+      end
+    elseif fields[f] == 't' .. seat_of(owner) then
+      want.turn = tonumber(fields[f + 1])
     elseif fields[f] == 'last' then
       want.last = tonumber(fields[f + 1])
     end
@@ -251,11 +298,20 @@ for w = 1, tonumber(ARGV[8]) do
     -- everybody does.
     local piece = math.ceil((want.horizon + math.min(250000, math.floor(want.horizon / 4))) / limit)
     local seat = seat_of(owner)
+    local cycle = replicas * piece
     if seat >= replicas then
       later = math.max(later or 0, want.horizon)
       want.denied = true
     else
-      at = at + (seat * piece - at) % (replicas * piece)
+      at = at + (seat * piece - at) % cycle
+      if want.turn and at < want.turn + cycle - piece / 2 then
+        at = want.turn + cycle
+      end
+      want.turn = at
+      if at - now > 2 * cycle then
+        later = math.max(later or 0, at - now - cycle)
+        want.denied = true
+      end
     end
   end
   wants[w] = want
@@ -276,7 +332,13 @@ for w, want in ipairs(wants) do
       end
     end
     put(want.slots, want.claims, want.name, 1, want.take, at + want.hold)
+    if at > now then
+      redis.call('HSET', want.claims, 'a' .. want.name, at)
+    end
     want.total, want.mine = want.total + want.take, want.mine + want.take
+    if want.turn then
+      redis.call('HSET', want.claims, 't' .. seat_of(owner), want.turn)
+    end
     if want.gap > 0 then
       redis.call('HSET', want.claims, 'last', at + want.gap * (want.take - 1))
     end
@@ -293,7 +355,7 @@ for w, want in ipairs(wants) do
   answers[3 * w] = want.total - want.mine
 end
 
-local reply = {later and 'later' or 'taken', now, later or at - now, #missing, unpack(answers)}
+local reply = {later and 'later' or 'taken', now, later or at - now, unheard, unpack(answers)}
 if ARGV[6] == '1' then
   local list = redis.call('ZRANGE', members, 0, -1, 'WITHSCORES')
   for m = 1, #list, 2 do

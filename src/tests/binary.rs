@@ -26,3 +26,5 @@ mod starting;
 mod stopping;
 mod tls;
 mod tracing;
+
+pub(crate) use sharing::Server as Redis;

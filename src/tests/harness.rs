@@ -108,6 +108,18 @@ impl World {
         }
     }
 
+    /// This gateway over a simulator that others call too.
+    pub(crate) fn of(simulator: &Simulator, core: Arc<Core>) -> World {
+        World {
+            simulator: simulator.clone(),
+            core,
+            caller: Caller::Local,
+            reachable: Arc::new(AtomicBool::new(true)),
+            refused: Arc::default(),
+            alive: Arc::new(AtomicBool::new(true)),
+        }
+    }
+
     /// A gateway that knows of those before it by `state.file`, over a simulator that is there
     /// already. Nothing sweeps it, so that it is gone when it is dropped.
     pub(crate) fn remembering(simulator: &Simulator, settings: &[&str]) -> World {
@@ -347,9 +359,13 @@ impl tower::Service<Uri> for Pipes {
     }
 }
 
-struct Pipe(DuplexStream, Arc<AtomicBool>);
+pub(crate) struct Pipe(DuplexStream, Arc<AtomicBool>);
 
 impl Pipe {
+    pub(crate) fn new(stream: DuplexStream) -> Pipe {
+        Pipe(stream, Arc::new(AtomicBool::new(true)))
+    }
+
     fn is_open(&self) -> io::Result<()> {
         let alive = self.1.load(Ordering::Relaxed);
         alive

@@ -9,6 +9,8 @@
 //! - [`promises`]: the whole gateway with random callers, arrivals, failures and departures, from seeds
 //! - [`restarts`]: gateways that follow each other, killed in mid-burst and with other limits, from seeds
 //! - [`reconfigured`]: limits that change while calls wait, from seeds
+//! - [`shared`]: gateways that share their windows while the store, the ways to it and they themselves
+//!   fail, from seeds
 //! - [`zoo`]: every way in which the upstream could count, and other spenders
 //! - [`http2`]: an upstream that is played frame by frame
 //! - [`reload`]: the whole gateway under settings that change
@@ -34,6 +36,7 @@ mod reconfigured;
 mod reload;
 mod restarts;
 mod rules;
+mod shared;
 mod signing;
 mod tidy;
 mod whole;

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    panic::RefUnwindSafe,
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
 };
@@ -583,7 +583,19 @@ fn the_promises_should_hold_for_every_seed() {
 }
 
 /// Runs `check` for each seed in a paused runtime, and names the one that fails.
-pub(crate) fn for_every_seed<F: Future<Output = ()>>(check: impl Fn(u64) -> F + RefUnwindSafe) {
+pub(crate) fn for_every_seed<F: Future<Output = ()>>(check: impl Fn(u64) -> F) {
+    each_seed(|seed| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("a runtime");
+        runtime.block_on(check(seed));
+    });
+}
+
+/// Runs `check` for each seed, and names the one that fails.
+pub(crate) fn each_seed(mut check: impl FnMut(u64)) {
     let number = |name: &str| {
         std::env::var(name)
             .ok()
@@ -595,14 +607,8 @@ pub(crate) fn for_every_seed<F: Future<Output = ()>>(check: impl Fn(u64) -> F + 
     };
     assert!(!seeds.is_empty());
     for seed in seeds {
-        let checked = std::panic::catch_unwind(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_time()
-                .start_paused(true)
-                .build()
-                .expect("a runtime");
-            runtime.block_on(check(seed));
-        });
+        // Nothing of it is looked at after a failure.
+        let checked = std::panic::catch_unwind(AssertUnwindSafe(|| check(seed)));
         assert!(
             checked.is_ok(),
             "failed; replay with CHAT_GATEWAY_SEED={seed}"

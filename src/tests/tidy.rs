@@ -77,6 +77,7 @@ fn decisions_should_be_pure() {
                 "quota/caution.rs",
                 "quota/counting.rs",
                 "quota/redis/book.rs",
+                "quota/redis/reading.rs",
                 "quota/redis/share.rs",
                 "quota/redis/script.rs",
                 "quota/journal/ledger.rs",

@@ -3,8 +3,8 @@
 --
 -- KEYS  [1] members, [2] state (see take.lua)
 -- ARGV  "hello", 1 if the store's clock was seen to jump
---         gives {id, now, born}: an id that nobody else has
---       "enter", id, the owner it was before or "", the seat that it had or -1, replicas, lease,
+--         gives {id, now, born, era}: an id that nobody else has; era is another after its clock was set
+--       "enter", id, the ids that it may be known by, the seat that it had or -1, replicas, lease,
 --         1 if it may take the seat of one that is missing, seats that were taken in the store before
 --         gives {"id.seat", born, members...}
 --       "leave", owner
@@ -23,8 +23,16 @@ if step == 'hello' then
   if redis.call('HGET', state, 'run') ~= run or ARGV[2] == '1' then
     redis.call('HSET', state, 'run', run, 'born', string.format('%.0f', now))
   end
+  local id = redis.call('HINCRBY', state, 'ids', 1)
+  if ARGV[2] == '1' then
+    redis.call('HSET', state, 'era', id)
+    -- Everybody comes back when he is not known to this birth.
+    for _, member in ipairs(redis.call('ZRANGE', members, 0, -1)) do
+      redis.call('ZADD', members, now - 1, member)
+    end
+  end
   redis.call('PEXPIRE', state, 7200000)
-  return {redis.call('HINCRBY', state, 'ids', 1), now, redis.call('HGET', state, 'born')}
+  return {id, now, redis.call('HGET', state, 'born'), redis.call('HGET', state, 'era') or '0'}
 end
 
 if step == 'leave' then
@@ -34,36 +42,45 @@ end
 
 local id, before, wanted, replicas = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local lease, may_replace = tonumber(ARGV[6]), ARGV[7] == '1'
-if before ~= '' then
-  redis.call('ZREM', members, before)
-end
 -- Whoever was not heard of for an hour is gone.
 redis.call('ZREMRANGEBYSCORE', members, '-inf', now - 3600000000)
 
 local list = redis.call('ZRANGE', members, 0, -1, 'WITHSCORES')
-local seated, placeholder, missing = {}, {}, nil
+local seated, forgotten, away, ghosts, without = {}, {}, {}, {}, 1
+local is_me = {}
+for known in string.gmatch(before, '%d+') do
+  is_me[known] = true
+end
 for m = 1, #list, 2 do
   local who, seat = string.match(list[m], '^(%d+)%.(%d+)$')
   seat = tonumber(seat)
-  seated[seat] = list[m]
-  if who == '0' then
-    placeholder[seat] = list[m]
-  elseif tonumber(list[m + 1]) <= now and not missing and seat < replicas then
-    missing = seat
+  local is_missing = tonumber(list[m + 1]) <= now
+  if is_me[who] then
+    redis.call('ZREM', members, list[m])
+  elseif seat < replicas then
+    seated[seat] = list[m]
+    forgotten[seat] = who == '0'
+    if is_missing then
+      away[#away + 1] = seat
+    end
+  elseif is_missing then
+    ghosts[#ghosts + 1] = list[m]
+  else
+    without = without + 1
   end
 end
 -- The store forgot them, they have not come back yet.
 for n = 8, #ARGV do
   local seat = tonumber(ARGV[n])
-  if seat ~= wanted and not seated[seat] then
-    local who = '0.' .. seat
-    seated[seat], placeholder[seat] = who, who
-    redis.call('ZADD', members, now - 1, who)
+  if seat < replicas and seat ~= wanted and not seated[seat] then
+    seated[seat], forgotten[seat] = '0.' .. seat, true
+    away[#away + 1] = seat
+    redis.call('ZADD', members, now - 1, seated[seat])
   end
 end
 
 local seat
-if wanted >= 0 and wanted < replicas and (not seated[wanted] or placeholder[wanted]) then
+if wanted >= 0 and wanted < replicas and (not seated[wanted] or forgotten[wanted]) then
   seat = wanted
 end
 for free = 0, replicas - 1 do
@@ -71,15 +88,13 @@ for free = 0, replicas - 1 do
     seat = free
   end
 end
-if not seat and may_replace then
-  for taken = 0, replicas - 1 do
-    if not seat and placeholder[taken] then
-      seat = taken
-    end
-  end
-  seat = seat or missing
+-- There are no more gateways than seats. So if there are as many without one as there are seats of
+-- which nothing is heard, those who had them are gone. If there are fewer, some are: whoever has waited
+-- takes the seat with the smallest share, so that what is kept for the others is enough in any case.
+if not seat and #away > 0 and (may_replace or without >= #away) then
+  seat = math.min(unpack(away))
 end
--- More gateways than `replicas`: no seat, the least share.
+-- No seat, the least share.
 seat = seat or replicas
 if seat < replicas and seated[seat] then
   redis.call('ZREM', members, seated[seat])
@@ -87,4 +102,8 @@ end
 local owner = id .. '.' .. seat
 redis.call('ZADD', members, now + lease, owner)
 redis.call('PEXPIRE', members, 7200000)
+-- One that comes and goes again and again leaves no more behind than others can be.
+for g = 1, math.min(#ghosts, redis.call('ZCARD', members) - replicas) do
+  redis.call('ZREM', members, ghosts[g])
+end
 return {owner, redis.call('HGET', state, 'born'), unpack(redis.call('ZRANGE', members, 0, -1))}

@@ -3,13 +3,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rand::RngExt as _;
 use redis::{Script, Value};
 
 use super::{
     LEASE, NOTES, Phase, Store,
     book::notes_at,
     line::{Connection, Trouble, describe, too_slow, within},
+    reading::Reading,
     script::{self, Answer, Ask, Owner, integer, text},
     seats,
 };
@@ -27,8 +27,17 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// A store that was there for so long is tried again at once when it is away.
 const STEADY: Duration = Duration::from_secs(10);
 
-/// Clocks that are further apart than they should be have been moved.
-const CLOCK_MOVED: Duration = Duration::from_millis(50);
+/// What the store says of itself to one who comes.
+struct Hello {
+    /// His number.
+    id: u64,
+    /// When it came to be, in its own words, and how long that was ago.
+    born: String,
+    age: Duration,
+    /// Another one after its clock was set.
+    era: String,
+    told_at: Instant,
+}
 
 impl Store {
     /// Keeps the store at hand, for as long as it is polled.
@@ -46,7 +55,7 @@ impl Store {
                 }
                 Err(trouble) => self.still_away(trouble),
             }
-            let jitter = rand::rng().random_range(0.5..1.0);
+            let jitter = f64::midpoint(1.0, self.random());
             clock::sleep(backoff.mul_f64(jitter)).await;
             backoff = (backoff * 2).min(MAX_BACKOFF);
         }
@@ -54,6 +63,7 @@ impl Store {
 
     /// Tells what is new until what may be spent changes.
     async fn serve(&self, epoch: u64) {
+        let joined_at = clock::now();
         loop {
             tokio::select! {
                 biased;
@@ -68,12 +78,10 @@ impl Store {
                 let inner = self.inner.lock();
                 let now = clock::now();
                 let silent = inner.heard.is_none_or(|at| now - at >= HEARTBEAT);
-                let joined = inner
-                    .owner
-                    .as_ref()
-                    .is_some_and(|owner| owner.seat >= self.replicas);
-                let long_enough = now - inner.down.1 > LEASE * 2;
-                (inner.book.has_news() || silent, joined && long_enough)
+                let owner = inner.owner.as_ref();
+                let without_seat = owner.is_some_and(|owner| owner.seat >= self.replicas);
+                let long_enough = now - joined_at > LEASE;
+                (inner.book.has_news() || silent, without_seat && long_enough)
             };
             if is_due {
                 self.tell(epoch).await;
@@ -87,8 +95,7 @@ impl Store {
     /// Whoever held the seats when we joined may be gone by now.
     fn take_a_seat(&self, epoch: u64) {
         let mut inner = self.inner.lock();
-        let free = inner.seats.len() <= self.replicas as usize && inner.missing > 0
-            || (0..self.replicas).any(|seat| !inner.seats.contains(&seat));
+        let free = inner.missing > 0 || (0..self.replicas).any(|seat| !inner.seats.contains(&seat));
         if free && self.epoch() == epoch {
             tracing::info!("a seat at the shared store has become free: joining again");
             inner.phase = Phase::Down;
@@ -101,8 +108,8 @@ impl Store {
     async fn join(&self, join: &Script) -> Result<u64, String> {
         let connection = self.line.connect().await?;
         let connection = self.line.follow(connection, &self.keys.state()).await?;
-        let (id, born, age, told_at) = self.hello(join, &connection).await?;
-        let result = self.enter(join, &connection, id, born, age, told_at).await;
+        let hello = self.hello(join, &connection).await?;
+        let result = self.enter(join, &connection, hello).await;
         if result.is_err() {
             let mut inner = self.inner.lock();
             self.fail(&mut inner, String::new(), clock::now());
@@ -110,12 +117,8 @@ impl Store {
         result
     }
 
-    /// Our number, when the store came to be, how long ago that is and when it said so.
-    async fn hello(
-        &self,
-        join: &Script,
-        connection: &Connection,
-    ) -> Result<(u64, String, Duration, Instant), String> {
+    /// What the store says of itself.
+    async fn hello(&self, join: &Script, connection: &Connection) -> Result<Hello, String> {
         let mut jumped = false;
         loop {
             let asked_at = clock::now();
@@ -123,14 +126,19 @@ impl Store {
             let answer = self.invoke(join, connection, &arguments).await?;
             let told_at = clock::now();
             let parse = || {
-                let id = u64::try_from(integer(answer.first()?)?).ok()?;
-                let now = integer(answer.get(1)?)?;
+                let there = integer(answer.get(1)?)?;
                 let born = text(answer.get(2)?)?;
-                let age =
-                    Duration::from_micros(u64::try_from(now - born.parse::<i64>().ok()?).ok()?);
-                Some((id, now, born, age))
+                let age = u64::try_from(there - born.parse::<i64>().ok()?).ok()?;
+                let hello = Hello {
+                    id: u64::try_from(integer(answer.first()?)?).ok()?,
+                    age: Duration::from_micros(age),
+                    era: text(answer.get(3)?)?,
+                    born,
+                    told_at,
+                };
+                Some((hello, there))
             };
-            let Some((id, now, born, age)) = parse() else {
+            let Some((hello, there)) = parse() else {
                 // It was born in the future: its clock was set back.
                 if jumped {
                     return Err("its answer is not one of our script".to_owned());
@@ -138,16 +146,27 @@ impl Store {
                 jumped = true;
                 continue;
             };
+            let reading = Reading {
+                there,
+                asked_at,
+                told_at,
+            };
+            if reading.width() > self.budget * 2 {
+                return Err(too_slow(self.budget));
+            }
             let mut inner = self.inner.lock();
-            if *inner.born == *born && !jumped && clock_moved(inner.clock, now, asked_at, told_at) {
+            // In another era somebody else has found it.
+            let known = inner.clock.filter(|_| *inner.era == *hello.era && !jumped);
+            if known.is_some_and(|known| reading.moved_since(&known)) {
                 tracing::warn!(
                     "the clock of the shared store was moved: it is believed after a window"
                 );
                 jumped = true;
                 continue;
             }
-            inner.clock = Some((now, asked_at, told_at));
-            return Ok((id, born, age, told_at));
+            let new = jumped || *inner.born != *hello.born;
+            inner.read(reading, new);
+            return Ok(hello);
         }
     }
 
@@ -155,14 +174,18 @@ impl Store {
         &self,
         join: &Script,
         connection: &Connection,
-        id: u64,
-        born: String,
-        age: Duration,
-        told_at: Instant,
+        hello: Hello,
     ) -> Result<u64, String> {
-        self.write_down(connection, id, &born).await?;
+        self.write_down(connection, &hello).await?;
+        let Hello { id, born, .. } = hello;
         let asked_at = clock::now();
         let (arguments, reborn) = self.entering(id, &born, asked_at);
+        {
+            let tried = &mut self.inner.lock().tried;
+            // Those before are gone by themselves.
+            tried.truncate(NOTES);
+            tried.insert(0, id);
+        }
         let answer = self.invoke(join, connection, &arguments).await;
         let mut inner = self.inner.lock();
         // It may have heard us even if we have not heard it.
@@ -177,7 +200,8 @@ impl Store {
             return Err("it has lost its memory".to_owned());
         }
         inner.born = born.into();
-        inner.born_at = told_at.checked_sub(age);
+        inner.era = hello.era.into();
+        inner.born_at = hello.told_at.checked_sub(hello.age);
         if heard.is_none() {
             inner.found = Some(inner.born.clone());
         }
@@ -205,12 +229,14 @@ impl Store {
             reborn,
         );
         inner.owner = Some(owner);
+        inner.tried.clear();
         Ok(self.epoch())
     }
 
     /// Tells what was spent, and what is spent while we tell it. In the end nothing is, until we are
     /// counted in.
-    async fn write_down(&self, connection: &Connection, id: u64, born: &str) -> Result<(), String> {
+    async fn write_down(&self, connection: &Connection, hello: &Hello) -> Result<(), String> {
+        let id = hello.id;
         let mut pending = {
             let mut inner = self.inner.lock();
             inner.phase = Phase::Joining(id);
@@ -222,7 +248,7 @@ impl Store {
         loop {
             while !pending.is_empty() {
                 let rest = pending.split_off(NOTES.min(pending.len()));
-                if let Err(trouble) = self.push(connection, id, born, &pending).await {
+                if let Err(trouble) = self.push(connection, hello, &pending).await {
                     pending.extend(rest);
                     self.inner.lock().book.lost(pending);
                     return Err(trouble);
@@ -249,7 +275,13 @@ impl Store {
         let mut arguments = vec![
             "enter".to_owned(),
             id.to_string(),
-            before.map(Owner::text).unwrap_or_default(),
+            before
+                .map(|owner| owner.id)
+                .into_iter()
+                .chain(inner.tried.iter().copied())
+                .map(|id| id.to_string())
+                .collect::<Vec<_>>()
+                .join(" "),
             before.map_or_else(|| "-1".to_owned(), |owner| owner.seat.to_string()),
             self.replicas.to_string(),
             LEASE.as_micros().to_string(),
@@ -292,8 +324,7 @@ impl Store {
     async fn push(
         &self,
         connection: &Connection,
-        id: u64,
-        born: &str,
+        hello: &Hello,
         pending: &[super::Pending],
     ) -> Result<(), String> {
         let now = clock::now();
@@ -301,10 +332,11 @@ impl Store {
             let inner = self.inner.lock();
             Ask {
                 owner: Owner {
-                    id,
+                    id: hello.id,
                     seat: self.replicas,
                 },
-                born: born.into(),
+                born: hello.born.as_str().into(),
+                era: hello.era.as_str().into(),
                 deadline: inner.deadline(now, self.budget).unwrap_or_default(),
                 lease: Duration::ZERO,
                 replicas: self.replicas,
@@ -366,46 +398,5 @@ impl Store {
             tracing::warn!(reason = %trouble, "the shared store cannot be reached");
             inner.down.0 = trouble;
         }
-    }
-}
-
-/// Whether the store's clock shows something else than it would if it ran as ours does.
-fn clock_moved(
-    known: Option<(i64, Instant, Instant)>,
-    now: i64,
-    asked_at: Instant,
-    told_at: Instant,
-) -> bool {
-    let Some((then, before, after)) = known else {
-        return false;
-    };
-    let micros = |duration: Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
-    let passed = told_at.saturating_duration_since(before);
-    let slack = micros(CLOCK_MOVED + passed / 2_000);
-    let least = then + micros(asked_at.saturating_duration_since(after));
-    let most = then + micros(passed);
-    now < least - slack || now > most + slack
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_clock_that_ran_on_should_not_count_as_moved() {
-        let ms = Duration::from_millis;
-        let start = clock::now();
-        let known = Some((1_000_000, start, start + ms(10)));
-        let check = |now, at| clock_moved(known, now, start + ms(at), start + ms(at + 10));
-        assert!(!check(2_000_000, 1_000));
-        assert!(
-            !check(1_945_000, 1_000) && check(1_900_000, 1_000),
-            "set back"
-        );
-        assert!(
-            !check(2_055_000, 1_000) && check(2_100_000, 1_000),
-            "set forward"
-        );
-        assert!(!clock_moved(None, 0, start, start));
     }
 }

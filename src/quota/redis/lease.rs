@@ -2,8 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rand::RngExt as _;
-
 use super::{SEND_WITHIN, Store, Took, script::Want};
 use crate::{
     clock::{self, Instant},
@@ -66,11 +64,8 @@ pub(in crate::quota) async fn acquire(scopes: &Scopes, store: &Arc<Store>) -> Pe
                 taking.over = true;
                 drop(unsent);
                 let command_has_none = done.got.last().is_some_and(|got| got.slots == 0);
-                let pause = done.wait
-                    + pause(
-                        wants.last().filter(|_| command_has_none).or(wants.first()),
-                        pauses,
-                    );
+                let scarce = wants.last().filter(|_| command_has_none);
+                let pause = done.wait + pause(scarce.or(wants.first()), pauses, store.random());
                 pauses += 1;
                 if command_has_none && first.is_none() {
                     let _waiting = scopes.command.slots.wait();
@@ -78,6 +73,7 @@ pub(in crate::quota) async fn acquire(scopes: &Scopes, store: &Arc<Store>) -> Pe
                 }
                 let _waiting = scopes.command.slots.wait();
                 tokio::select! {
+                    biased;
                     () = clock::sleep(pause) => {}
                     () = store.changed(epoch) => {}
                 }
@@ -107,14 +103,14 @@ pub(in crate::quota) async fn acquire(scopes: &Scopes, store: &Arc<Store>) -> Pe
     }
 }
 
-fn pause(want: Option<&Want>, pauses: u32) -> Duration {
+fn pause(want: Option<&Want>, pauses: u32, random: f64) -> Duration {
     let pause = FIRST_PAUSE * 2_u32.pow(pauses.min(DOUBLINGS));
     // What comes back has to cool for a period: who asks some time within it is early enough. Where
     // slots come back more often, that is, if there are many, he has to ask sooner.
     let spread = want.map_or(pause, |want| {
         (want.horizon / 2).min(want.horizon * 4 / want.limit.max(1))
     });
-    pause + spread.mul_f64(rand::rng().random::<f64>())
+    pause + spread.mul_f64(random)
 }
 
 /// Slots that are being asked for. If nobody waits for the answer any more, they are given back.

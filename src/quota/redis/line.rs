@@ -9,12 +9,13 @@
 //!
 //! The client pipelines: calls that are made at the same time travel together.
 
-use std::{path::Path, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo as _,
-    RedisConnectionInfo, RedisError, TlsCertificates, aio::MultiplexedConnection,
+    RedisConnectionInfo, RedisError, RedisResult, TlsCertificates, aio::MultiplexedConnection,
 };
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
     clock,
@@ -34,7 +35,20 @@ pub struct Line {
     tls: Option<TlsCertificates>,
     username: Option<String>,
     password: Option<String>,
+    /// In place of TCP.
+    dial: Option<Arc<dyn Dial>>,
 }
+
+/// Makes streams to servers.
+pub trait Dial: Send + Sync {
+    /// A stream to that server.
+    fn dial(&self, host: &str, port: u16) -> io::Result<Box<dyn Stream>>;
+}
+
+/// What a server can be spoken to over.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 /// A connection.
 #[derive(Clone)]
@@ -46,13 +60,13 @@ pub struct Connection {
 }
 
 impl Line {
-    /// A line with these settings; reads the files that they name.
-    pub fn new(url: &StoreUrl, shared: &Shared) -> std::io::Result<Line> {
+    /// A line with these settings, over `dial` or else TCP; reads the files that they name.
+    pub fn new(url: &StoreUrl, shared: &Shared, dial: Option<Arc<dyn Dial>>) -> io::Result<Line> {
         let tls = if url.tls {
             // The client takes the provider of the process. One that is there already is as good.
             let _ = rustls::crypto::ring::default_provider().install_default();
             let read =
-                |setting, file: &Option<std::path::PathBuf>| -> std::io::Result<Option<Vec<u8>>> {
+                |setting, file: &Option<std::path::PathBuf>| -> io::Result<Option<Vec<u8>>> {
                     let Some(file) = file else { return Ok(None) };
                     std::fs::read(file)
                         .map(Some)
@@ -88,6 +102,7 @@ impl Line {
             tls,
             username: shared.username.clone(),
             password,
+            dial,
         })
     }
 
@@ -187,15 +202,18 @@ impl Line {
             login = login.set_db(0);
         }
         let connecting = async {
+            // Times are kept by who calls.
+            let config = AsyncConnectionConfig::new()
+                .set_connection_timeout(None)
+                .set_response_timeout(None);
+            if let Some(dial) = &self.dial {
+                return over(dial.dial(host, port)?, &login, config).await;
+            }
             let to = address.into_connection_info()?.set_redis_settings(login);
             let client = match &self.tls {
                 Some(tls) => Client::build_with_tls(to, tls.clone())?,
                 None => Client::open(to)?,
             };
-            // Times are kept by who calls.
-            let config = AsyncConnectionConfig::new()
-                .set_connection_timeout(None)
-                .set_response_timeout(None);
             client
                 .get_multiplexed_async_connection_with_config(&config)
                 .await
@@ -207,6 +225,17 @@ impl Line {
             Err(Trouble::TooSlow) => Err(format!("{address}: {}", too_slow(CONNECT))),
         }
     }
+}
+
+async fn over(
+    stream: Box<dyn Stream>,
+    login: &RedisConnectionInfo,
+    config: AsyncConnectionConfig,
+) -> RedisResult<MultiplexedConnection> {
+    let (connection, driver) =
+        MultiplexedConnection::new_with_config(login, stream, config).await?;
+    tokio::spawn(driver);
+    Ok(connection)
 }
 
 /// Why there is no answer.
@@ -240,8 +269,8 @@ pub fn too_slow(budget: Duration) -> String {
     format!("no answer within {}", humantime::format_duration(budget))
 }
 
-fn unreadable(setting: &str, file: &Path, error: &std::io::Error) -> std::io::Error {
-    std::io::Error::new(
+fn unreadable(setting: &str, file: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(
         error.kind(),
         format!("{setting}: {}: {error}", file.display()),
     )

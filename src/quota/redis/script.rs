@@ -12,7 +12,7 @@ pub type StoreTime = i64;
 
 /// The first part of every key's name behind the prefix. A version that keeps its books otherwise
 /// takes another, so that two may run side by side; they do not know of each other's slots.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// How the store names a gateway that joined it: a number that no other has, and its seat.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +75,8 @@ pub struct Ask {
     pub owner: Owner,
     /// When the store came to be, as it said itself.
     pub born: Arc<str>,
+    /// Another one after its clock was set; `0` if it never was.
+    pub era: Arc<str>,
     /// The store refuses to do this any later.
     pub deadline: StoreTime,
     /// For how long he counts as present; zero for one who is no member yet.
@@ -167,8 +169,9 @@ impl Keys {
         format!("{}state", self.tag)
     }
 
-    /// The slots and the claims of a window.
-    pub fn window(&self, window: &WindowId) -> [String; 2] {
+    /// The slots and the claims of a window. What was written before the clock was set is true no
+    /// more, so it is under other keys.
+    pub fn window(&self, window: &WindowId, era: &str) -> [String; 2] {
         let class = match window.class {
             WindowClass::GroupAttributes => "group_attributes",
             WindowClass::MessageExtension => "message_extension",
@@ -176,7 +179,7 @@ impl Keys {
             WindowClass::Command => "api",
         };
         let digest = u128::from_be_bytes(window.digest);
-        ["slots", "claims"].map(|what| format!("{}{class}:{digest:032x}:{what}", self.tag))
+        ["slots", "claims"].map(|what| format!("{}{class}:{digest:032x}:{era}:{what}", self.tag))
     }
 }
 
@@ -255,7 +258,11 @@ impl Ask {
             ]);
         }
         let mut names = vec![keys.members(), keys.state()];
-        names.extend(windows.iter().flat_map(|window| keys.window(window)));
+        names.extend(
+            windows
+                .iter()
+                .flat_map(|window| keys.window(window, &self.era)),
+        );
         (names, arguments)
     }
 }
@@ -326,10 +333,10 @@ mod tests {
     #[test]
     fn all_keys_of_a_prefix_should_be_on_one_node_and_tell_the_version() {
         let keys = Keys::new("app");
-        assert_eq!(keys.members(), "{app}:1:members");
+        assert_eq!(keys.members(), "{app}:2:members");
         let window = WindowId::of_command("/v4/x/y", Some(1));
-        let [slots, claims] = keys.window(&window);
-        assert!(slots.starts_with("{app}:1:api:") && slots.ends_with(":slots"));
+        let [slots, claims] = keys.window(&window, "0");
+        assert!(slots.starts_with("{app}:2:api:") && slots.ends_with(":slots"));
         assert!(claims.ends_with(":claims"));
     }
 

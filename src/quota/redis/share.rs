@@ -57,15 +57,17 @@ pub fn until_turn(
     Duration::from_micros(u64::try_from(cycle - since).unwrap_or(u64::MAX))
 }
 
+/// To the microsecond what the store makes of it (`take.lua`): after so many cycles a difference of one
+/// is another turn.
 fn piece(limit: u32, period: Duration) -> Duration {
-    let micros = (period + slack(period))
-        .as_micros()
-        .div_ceil(u128::from(limit));
-    Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
+    let whole = micros(period) + micros(slack(period));
+    let micros = whole + i128::from(limit) - 1;
+    Duration::from_micros(u64::try_from(micros / i128::from(limit)).unwrap_or(u64::MAX))
 }
 
 fn slack(period: Duration) -> Duration {
-    SLACK.min(period / 4)
+    let quarter = u64::try_from(micros(period) / 4).unwrap_or(u64::MAX);
+    SLACK.min(Duration::from_micros(quarter))
 }
 
 fn micros(duration: Duration) -> i128 {
@@ -124,6 +126,14 @@ mod tests {
                 assert!(inside <= limit, "{inside} of {limit} for {replicas}");
             }
         }
+    }
+
+    #[test]
+    fn turns_should_be_those_of_the_store_also_for_odd_windows() {
+        // (horizon + floor(horizon / 4)) / 1 of 434,086 us, as the script gets it.
+        let odd = Duration::from_nanos(434_086_600);
+        assert_eq!(cycle(1, 3, odd), Duration::from_micros(3 * 542_607));
+        assert_eq!(cycle(4, 3, odd), Duration::from_micros(3 * 135_652));
     }
 
     #[test]

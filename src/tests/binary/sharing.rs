@@ -19,7 +19,9 @@ use chat_gateway::{
 };
 use tokio::{net::TcpListener, task::JoinSet};
 
-use self::{proxy::Proxy, server::Server};
+pub(crate) use self::server::Server;
+
+use self::proxy::Proxy;
 use super::{
     authority::Authority,
     process::{Gateway, within},

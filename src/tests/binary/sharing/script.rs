@@ -96,6 +96,7 @@ impl Bench {
         Ask {
             owner: Owner { id: 0, seat: 0 },
             born: self.born.as_str().into(),
+            era: "0".into(),
             deadline: self.now() + 1_000_000,
             lease: SECOND * 60,
             replicas: 3,
@@ -117,7 +118,7 @@ impl Bench {
 
     /// Slots of a window in the store.
     fn slots(&self, want: &Want) -> usize {
-        let [slots, _] = self.keys.window(&want.window);
+        let [slots, _] = self.keys.window(&want.window, "0");
         let answer = self.server.ask(&["ZCARD", &slots]);
         let count = answer
             .lines()
@@ -268,7 +269,7 @@ async fn seats_should_be_kept_for_those_who_are_away() {
     let entered = [
         "enter",
         &hello[0],
-        &seats[1].text(),
+        &seats[1].id.to_string(),
         "1",
         "3",
         "60000000",

@@ -11,14 +11,14 @@ use chat_gateway::clock;
 use tempfile::TempDir;
 
 /// A port that was free a moment ago.
-pub(super) fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
     listener.local_addr().expect("it is bound").port()
 }
 
 /// A running server, killed on drop.
-pub(super) struct Server {
-    pub(super) port: u16,
+pub(crate) struct Server {
+    pub(crate) port: u16,
     arguments: Vec<String>,
     program: &'static str,
     child: Option<Child>,
@@ -27,12 +27,12 @@ pub(super) struct Server {
 
 impl Server {
     /// An empty Redis that keeps nothing on disk.
-    pub(super) async fn start() -> Server {
+    pub(crate) async fn start() -> Server {
         Server::with(&[]).await
     }
 
     /// The same with more settings.
-    pub(super) async fn with(settings: &[&str]) -> Server {
+    pub(crate) async fn with(settings: &[&str]) -> Server {
         let port = free_port();
         let port_text = port.to_string();
         let mut arguments = vec!["--port", &port_text, "--save", "", "--appendonly", "no"];
@@ -41,7 +41,7 @@ impl Server {
     }
 
     /// Any of the programs, that answers on `port`.
-    pub(super) async fn run(program: &'static str, port: u16, arguments: &[&str]) -> Server {
+    pub(crate) async fn run(program: &'static str, port: u16, arguments: &[&str]) -> Server {
         let arguments = arguments.iter().map(ToString::to_string).collect();
         let dir = TempDir::new().expect("there is a directory for temporary files");
         let mut server = Server {
@@ -56,7 +56,7 @@ impl Server {
     }
 
     /// Starts it again, as empty as before if it was killed.
-    pub(super) async fn restart(&mut self) {
+    pub(crate) async fn restart(&mut self) {
         self.kill();
         let child = Command::new(self.program)
             .args(&self.arguments)
@@ -79,7 +79,7 @@ impl Server {
     }
 
     /// Kills it.
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().expect("it can be killed");
             child.wait().expect("it was not waited for before");
@@ -87,7 +87,7 @@ impl Server {
     }
 
     /// Sends it a signal, by its name without SIG.
-    pub(super) fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let id = self.child.as_ref().expect("it runs").id();
         let status = Command::new("sh")
             .args(["-c", &format!("kill -s {name} {id}")])
@@ -96,12 +96,12 @@ impl Server {
     }
 
     /// Its URL as the gateway's `shared.redis`.
-    pub(super) fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
     /// What it answers to a command, as it came.
-    pub(super) fn ask(&self, words: &[&str]) -> String {
+    pub(crate) fn ask(&self, words: &[&str]) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("it listens");
         stream
             .set_read_timeout(Some(Duration::from_secs(5)))
@@ -118,7 +118,7 @@ impl Server {
     }
 
     /// How often its scripts were called so far.
-    pub(super) fn calls(&self) -> u64 {
+    pub(crate) fn calls(&self) -> u64 {
         let stats = self.ask(&["INFO", "commandstats"]);
         let of = |name: &str| {
             stats
