@@ -400,7 +400,10 @@ async fn read(mut body: Incoming, limits: &Limits, room: &Room) -> Body {
             return Err(Box::pin(too_large(limits, body)).await);
         }
         let mut whole = Pieces::default();
-        while let Some(frame) = body.frame().await {
+        // That it is whole is known before the next look would say so.
+        while !body.is_end_stream()
+            && let Some(frame) = body.frame().await
+        {
             let frame = frame.map_err(|error| broken(&error))?;
             let Ok(data) = frame.into_data() else {
                 continue;

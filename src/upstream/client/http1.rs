@@ -7,11 +7,15 @@
 use std::{
     future::poll_fn,
     pin::{Pin, pin},
-    sync::Arc,
-    task::{Context, Poll, Waker},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
 };
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use http::{HeaderValue, Request, Uri, header};
 use http_body_util::Full;
 use hyper::{
@@ -47,8 +51,23 @@ trait Transport: Read + Write + Send + Unpin {}
 
 impl<T: Read + Write + Send + Unpin> Transport for T {}
 
-/// The half of a connection that reads and writes; `None` when it has ended.
-struct Driven(Option<Connection<Box<dyn Transport>, Full<Bytes>>>);
+/// The half of a connection that reads and writes.
+struct Driven {
+    /// `None` when it has ended.
+    connection: Option<Connection<Box<dyn Transport>, Full<Bytes>>>,
+    quiet: Arc<Quiet>,
+    /// Wakes `quiet`.
+    waker: Waker,
+}
+
+/// Wakes the task that drives a connection, but not for what that task does itself: hyper wakes
+/// whoever polled a connection when he takes its data, which would have every call polled once more.
+#[derive(Default)]
+struct Quiet {
+    task: AtomicWaker,
+    is_driving: AtomicBool,
+    missed: AtomicBool,
+}
 
 /// Why there is no reply.
 enum Broken {
@@ -124,7 +143,7 @@ impl Line {
         let (sender, connection) = handshake(transport).await?;
         Ok(Line {
             sender,
-            driven: Driven(Some(connection)),
+            driven: Driven::new(connection),
         })
     }
 
@@ -146,11 +165,10 @@ impl Line {
         })?;
         let (head, mut rest) = response.into_parts();
         let mut body = Pieces::default();
-        loop {
+        while !rest.is_end_stream() {
             let frame = self.driven.until(|cx| Pin::new(&mut rest).poll_frame(cx));
             let Some(frame) = frame.await else {
-                let body = body.whole();
-                return Ok(Whole { head, body, at });
+                break;
             };
             let frame = frame.map_err(|error| Broken::Lost(innermost(&error).to_string()))?;
             // Trailers belong to no reply of the API.
@@ -162,17 +180,31 @@ impl Line {
             }
             body.push(data);
         }
+        let body = body.whole();
+        Ok(Whole { head, body, at })
     }
 }
 
 impl Driven {
+    fn new(connection: Connection<Box<dyn Transport>, Full<Bytes>>) -> Driven {
+        let quiet = Arc::<Quiet>::default();
+        Driven {
+            connection: Some(connection),
+            waker: quiet.clone().into(),
+            quiet,
+        }
+    }
+
     /// Reads and writes what can be now.
     fn go_on(&mut self, cx: &mut Context<'_>) {
-        if let Some(connection) = &mut self.0
-            && Pin::new(connection).poll(cx).is_ready()
+        self.quiet.task.register(cx.waker());
+        if let Some(connection) = &mut self.connection
+            && Pin::new(connection)
+                .poll(&mut Context::from_waker(&self.waker))
+                .is_ready()
         {
             // Why it ended is told by the answer of the call that it carried.
-            self.0 = None;
+            self.connection = None;
         }
     }
 
@@ -181,13 +213,34 @@ impl Driven {
     async fn until<T>(&mut self, mut part: impl FnMut(&mut Context<'_>) -> Poll<T>) -> T {
         let mut part = move || part(&mut Context::from_waker(Waker::noop()));
         poll_fn(|cx| {
-            let ready = part();
-            if ready.is_ready() {
-                return ready;
+            self.quiet.is_driving.store(true, Ordering::SeqCst);
+            let mut ready = part();
+            if ready.is_pending() {
+                self.go_on(cx);
+                ready = part();
             }
-            self.go_on(cx);
-            part()
+            self.quiet.is_driving.store(false, Ordering::SeqCst);
+            if self.quiet.missed.swap(false, Ordering::SeqCst) && ready.is_pending() {
+                cx.waker().wake_by_ref();
+            }
+            ready
         })
         .await
+    }
+}
+
+impl Wake for Quiet {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.is_driving.load(Ordering::SeqCst) {
+            self.missed.store(true, Ordering::SeqCst);
+        }
+        // It may have stopped meanwhile, and will not look again.
+        if !self.is_driving.load(Ordering::SeqCst) {
+            self.task.wake();
+        }
     }
 }
