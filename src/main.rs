@@ -9,6 +9,10 @@ use std::{
 use chat_gateway::{config::Config, demo, keys::Keys, log, reload::Source, serve, simulate};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+use tikv_jemallocator::Jemalloc;
+
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Holds calls to the Tencent Cloud Chat server REST API within its quotas: waits, merges, repeats.
 #[derive(Parser)]

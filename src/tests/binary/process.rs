@@ -19,9 +19,12 @@ use super::wire::{Message, exchange, request};
 /// No condition of a test takes longer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The binary with arguments, and without the settings of whoever runs the tests.
+/// The binary with arguments, and without the settings of whoever runs the tests. It is the one that was
+/// built with the tests, or `CHAT_GATEWAY_PROGRAM`.
 pub(crate) fn program(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_chat-gateway"));
+    let other = std::env::var_os("CHAT_GATEWAY_PROGRAM");
+    let mut command =
+        Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_chat-gateway").into()));
     command.args(arguments).env_clear();
     command
 }
