@@ -7,9 +7,10 @@
 
 mod headers;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{HeaderValue, Method, Request, Response, Version, header};
 use tower::ServiceExt as _;
 
@@ -396,9 +397,10 @@ impl Gateway {
         let future = running.running.as_mut().expect("just put there");
         let answer = tokio::select! {
             biased;
-            answer = future => {
+            answer = AssertUnwindSafe(future).catch_unwind() => {
                 running.running = None;
-                answer
+                // The panic has been reported.
+                answer.map_err(|_| admission::unanswered())?
             }
             () = clock::sleep_until(deadline) => return Err(self.too_late(trip)),
         };
