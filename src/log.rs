@@ -5,6 +5,7 @@
 
 pub mod events;
 pub mod ids;
+pub mod panics;
 
 use std::{
     io::{IsTerminal as _, stderr},

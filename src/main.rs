@@ -1,7 +1,8 @@
 //! The command line: arguments, then one of the commands.
 
 use std::{
-    io::{Write as _, stdout},
+    fmt::Display,
+    io::{Write as _, stderr, stdout},
     path::PathBuf,
     process::ExitCode,
 };
@@ -102,26 +103,30 @@ impl Settings {
             Ok((config, keys, source))
         });
         read.map_err(|mistakes| {
-            eprintln!("{mistakes}");
+            complain(mistakes);
             ExitCode::from(2)
         })
     }
 }
 
-fn check(config: &Config, keys: &Keys) {
+fn check(config: &Config, keys: &Keys) -> std::io::Result<ExitCode> {
     for warning in keys.warnings(config) {
-        eprintln!("warning: {warning}");
+        complain(format_args!("warning: {warning}"));
     }
-    print!("{}", config.to_toml());
+    stdout().write_all(config.to_toml().as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A line on stderr. Unlike `eprintln!` it does not panic where nobody can be told.
+fn complain(what: impl Display) {
+    let _ = writeln!(stderr(), "{what}");
 }
 
 fn main() -> ExitCode {
+    log::panics::report();
     let outcome = match Arguments::parse().command {
         Command::Check(settings) => match settings.read() {
-            Ok((config, keys, _)) => {
-                check(&config, &keys);
-                return ExitCode::SUCCESS;
-            }
+            Ok((config, keys, _)) => check(&config, &keys),
             Err(code) => return code,
         },
         Command::Serve(settings) => match settings.read() {
@@ -143,7 +148,7 @@ fn main() -> ExitCode {
         }
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("chat-gateway: {error}");
+        complain(format_args!("chat-gateway: {error}"));
         ExitCode::FAILURE
     })
 }

@@ -14,6 +14,7 @@
 //! - [`zoo`]: every way in which the upstream could count, and other spenders
 //! - [`http2`]: an upstream that is played frame by frame
 //! - [`reload`]: the whole gateway under settings that change
+//! - [`panics`]: what is said of a panic
 //! - [`binary`]: the real binary over loopback sockets
 //! - [`mutated`]: bodies that are nearly right
 //! - [`fuzz`]: the fuzzers' targets, replayed over their corpus
@@ -29,6 +30,7 @@ mod fuzz;
 mod harness;
 mod http2;
 mod mutated;
+mod panics;
 mod per;
 mod promises;
 mod readme;

@@ -1,6 +1,6 @@
 //! `check`, where settings come from, and what `serve` does with wrong ones.
 
-use std::net::TcpListener;
+use std::{fs, net::TcpListener, process::Stdio};
 
 use super::process::{program, run, settings};
 
@@ -122,4 +122,36 @@ fn a_port_in_use_should_be_named_with_its_setting() {
         assert!(stderr.starts_with(&message), "{stderr}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
     }
+}
+
+#[test]
+fn a_full_disk_should_be_an_error_and_not_a_panic() {
+    let file = settings("");
+    let wrong = settings(WRONG);
+    let full = || {
+        fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .expect("Linux")
+    };
+    for (command, file, code) in [
+        ("check", &file, 1),
+        ("check", &wrong, 2),
+        ("serve", &wrong, 2),
+    ] {
+        let path = file.path().display().to_string();
+        let mut command = program(&[command, "--config", &path]);
+        let status = command.stdout(full()).stderr(full()).status();
+        let status = status.expect("the binary can be run");
+        assert_eq!(status.code(), Some(code));
+    }
+    let path = file.path().display().to_string();
+    let mut check = program(&["check", "--config", &path]);
+    let output = check.stdout(full()).stderr(Stdio::piped()).output();
+    let stderr =
+        String::from_utf8_lossy(&output.expect("the binary can be run").stderr).into_owned();
+    assert_eq!(
+        stderr,
+        "chat-gateway: No space left on device (os error 28)\n"
+    );
 }
