@@ -7,6 +7,7 @@ mod recorder;
 mod wire;
 
 mod checking;
+mod conformance;
 mod frames;
 mod helping;
 mod hostile;

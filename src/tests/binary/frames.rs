@@ -12,19 +12,19 @@ use super::{
 };
 
 // Frames, flags and errors (RFC 9113, 6 and 7).
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(super) const DATA: u8 = 0;
+pub(super) const HEADERS: u8 = 1;
+pub(super) const RST_STREAM: u8 = 3;
+pub(super) const SETTINGS: u8 = 4;
+pub(super) const PING: u8 = 6;
+pub(super) const WINDOW_UPDATE: u8 = 8;
+pub(super) const CONTINUATION: u8 = 9;
+pub(super) const END_STREAM: u8 = 1;
+pub(super) const END_HEADERS: u8 = 4;
 const REFUSED_STREAM: [u8; 4] = [0, 0, 0, 7];
-const CANCEL: [u8; 4] = [0, 0, 0, 8];
+pub(super) const CANCEL: [u8; 4] = [0, 0, 0, 8];
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
     let mut frame = length[1..].to_vec();
     frame.extend_from_slice(&[kind, flags]);
@@ -34,13 +34,13 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// The preface and empty settings.
-fn hello() -> Vec<u8> {
+pub(super) fn hello() -> Vec<u8> {
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     [&preface[..], &frame(SETTINGS, 0, 0, b"")].concat()
 }
 
 /// `GET http://g/odd` in HPACK, by the static table.
-fn get() -> Vec<u8> {
+pub(super) fn get() -> Vec<u8> {
     [&[0x82, 0x86, 0x04, 4][..], b"/odd", &[0x01, 1], b"g"].concat()
 }
 
@@ -50,7 +50,7 @@ fn streams(count: u32) -> impl Iterator<Item = u32> {
 }
 
 /// The frames in these bytes: kind, stream and payload.
-fn frames(mut bytes: &[u8]) -> Vec<(u8, u32, Vec<u8>)> {
+pub(super) fn frames(mut bytes: &[u8]) -> Vec<(u8, u32, Vec<u8>)> {
     let mut frames = Vec::new();
     while let [a, b, c, kind, _, s, t, u, v, rest @ ..] = bytes {
         let length = usize::try_from(u32::from_be_bytes([0, *a, *b, *c])).expect("three bytes");

@@ -188,6 +188,12 @@ impl Connection {
         std::mem::take(&mut self.unread)
     }
 
+    /// What comes next; `None` when the other side has closed.
+    pub(crate) async fn more(&mut self) -> Option<Vec<u8>> {
+        self.fill().await.ok()?;
+        Some(std::mem::take(&mut self.unread))
+    }
+
     /// What comes next, at least a byte.
     pub(crate) async fn some(&mut self) -> Vec<u8> {
         self.fill().await.expect("the other side is there");
