@@ -19,10 +19,12 @@ use crate::{
     access::Denied,
     bound::Bound,
     call::{QuotaClass, Reply},
-    catalogue::{COMMANDS, Command, OTHER},
+    catalogue::{COMMANDS, Command, OTHER, Repeat},
+    error,
     lane::room::Room,
     quota::{caution::Profile, local::Quota, scopes::Refused},
-    upstream::Failure,
+    tls,
+    upstream::{Failure, retry},
 };
 
 /// Resolves 0.5 ms to 60 s: a call that does not wait, and one that waits for the longest window.
@@ -437,8 +439,11 @@ impl Metrics {
     /// Fills in what is known from the start: handles, build and profiles, so that every series
     /// that an alert may ask for is there before anything has happened.
     fn resolve(&mut self) {
-        let names = COMMANDS.iter().map(|command| command.name).chain([OTHER]);
-        self.commands = names.map(|name| self.command(name)).collect();
+        let known = COMMANDS
+            .iter()
+            .map(|command| (command.name, Some(*command)));
+        let all = known.chain([(OTHER, None)]);
+        self.commands = all.map(|(name, own)| self.command(name, own)).collect();
         self.bounds = Bound::ALL
             .map(|bound| self.limit_reached.with_label_values(&[bound.name()]))
             .into();
@@ -450,6 +455,9 @@ impl Metrics {
         }
         for (_, outcome) in SPANS {
             self.trace_spans.with_label_values(&[outcome]);
+        }
+        for cause in tls::CAUSES {
+            self.tls_failures.with_label_values(&[cause]);
         }
         for outcome in ["applied", "refused", "unchanged"] {
             self.config_reloads.with_label_values(&[outcome]);
@@ -470,11 +478,29 @@ impl Metrics {
         // Whoever told first is right: one process has one set of settings.
         let _ = self
             .ruled
-            .set(commands.map(|command| self.command(command.name)).collect());
+            .set((commands.map(|own| self.command(own.name, Some(own)))).collect());
         quotas.for_each(|class| self.quota(class));
     }
 
-    fn command(&self, name: &'static str) -> CommandMetrics {
+    fn command(&self, name: &'static str, command: Option<&Command>) -> CommandMetrics {
+        // What alerts ask for; another code of the API appears with its first answer.
+        let refusals = command.map(|command| {
+            let own = command.action.quota().map(QuotaClass::refusal);
+            [Some(error::API_LIMIT.into()), own]
+        });
+        let refusals = refusals.into_iter().flatten().flatten();
+        let refusals = refusals.map(|code| code.to_string());
+        let failures = ["timeout", "reset", "connect"].map(str::to_owned);
+        for code in failures.into_iter().chain(refusals) {
+            self.upstream_calls.with_label_values(&[name, &code]);
+        }
+        let causes = match command.map(|command| command.repeat) {
+            Some(Repeat::LeavesSameState) => &retry::CAUSES[..],
+            Some(Repeat::OnlyUnsent) | None => &["connect"],
+        };
+        for cause in causes {
+            self.retries.with_label_values(&[name, cause]);
+        }
         CommandMetrics {
             name,
             outcomes: OUTCOMES
@@ -621,52 +647,4 @@ impl Make for HistogramVec {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn outcomes_should_be_indexed_by_their_enum() {
-        for (index, (outcome, _)) in OUTCOMES.into_iter().enumerate() {
-            assert_eq!(outcome as usize, index);
-        }
-        for (index, (became, _)) in SPANS.into_iter().enumerate() {
-            assert_eq!(became as usize, index);
-        }
-    }
-
-    #[test]
-    fn codes_should_be_bounded() {
-        let metrics = Metrics::new();
-        for code in 0..i64::try_from(MAX_CODES).unwrap() {
-            assert_eq!(metrics.code(code), code.to_string());
-        }
-        assert_eq!(metrics.code(-1), "more");
-        assert_eq!(metrics.code(7), "7");
-    }
-
-    #[test]
-    fn sums_should_run_over_all_commands() {
-        let metrics = Metrics::new();
-        for command in ["set_group_attr", "get_group_attr", OTHER] {
-            metrics.request(command, Outcome::Ok, Duration::ZERO, Duration::ZERO);
-            metrics.retry(command, "reset");
-            let lost = Err(Failure::Lost(String::new()));
-            metrics.attempt(command, None, &lost, Duration::ZERO);
-        }
-        metrics.request(OTHER, Outcome::Shed, Duration::ZERO, Duration::ZERO);
-        metrics.retry(OTHER, "timeout");
-        metrics.batch("set_group_attr", 7);
-        metrics.batch("modify_group_attr", 1);
-        assert_eq!(metrics.calls(), 4);
-        assert_eq!(metrics.upstream_calls(), 3);
-        assert_eq!(metrics.repeats(), 4);
-        assert_eq!((metrics.writes(), metrics.merged_calls()), (8, 6));
-    }
-
-    #[test]
-    fn an_unknown_command_should_count_as_other() {
-        let metrics = Metrics::new();
-        metrics.request("surprise", Outcome::Ok, Duration::ZERO, Duration::ZERO);
-        assert_eq!(metrics.of(OTHER).outcomes[0].get(), 1);
-    }
-}
+mod tests;

@@ -55,6 +55,17 @@ pub fn for_upstream(ca: Option<PathBuf>, scheme: Scheme) -> io::Result<FromFiles
     FromFiles::read("upstream.ca", paths, make)
 }
 
+/// Why a handshake failed: what [`cause`] says, and `timeout`.
+pub const CAUSES: [&str; 7] = [
+    "no_certificate",
+    "bad_certificate",
+    "incompatible",
+    "alert",
+    "not_tls",
+    "broken_off",
+    "timeout",
+];
+
 /// Why a handshake failed, in one word of few, for a metric.
 pub fn cause(error: &io::Error) -> &'static str {
     match error.get_ref().and_then(|inner| inner.downcast_ref()) {

@@ -20,8 +20,6 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// A metric without series shows neither labels nor type: these are what makes the first one.
 fn touch(metrics: &Metrics) {
-    metrics.retry("set_group_attr", "reset");
-    metrics.tls_failure("timeout");
     metrics.config_in_force("0");
     metrics.files_read("listen.tls", "applied");
     metrics.shared_store(true);

@@ -69,6 +69,12 @@ impl Cause {
     }
 }
 
+/// Every label of a repeat that there is, so that its series is there before the first.
+pub const CAUSES: [&str; 13] = [
+    "quota", "connect", "reset", "timeout", "http", "10002", "60008", "60014", "70169", "70202",
+    "70500", "20004", "20005",
+];
+
 /// Codes that say: it failed over here, try again.
 pub const TRY_AGAIN: [i64; 8] = [10002, 60008, 60014, 70169, 70202, 70500, 20004, 20005];
 
@@ -333,6 +339,7 @@ mod tests {
     fn each_cause_should_have_a_label_of_its_own() {
         for code in TRY_AGAIN {
             assert_eq!(Cause::Code(code).label(), code.to_string());
+            assert!(CAUSES.contains(&Cause::Code(code).label()));
         }
         for (cause, label) in [
             (Cause::Code(1), "code"),
@@ -342,6 +349,8 @@ mod tests {
             (Cause::NotTheApi, "http"),
         ] {
             assert_eq!(cause.label(), label);
+            // The verdict has no code that is not one of those above.
+            assert!(CAUSES.contains(&label) || cause == Cause::Code(1));
         }
     }
 
