@@ -8,7 +8,7 @@ use crate::{
     config::{Config, Mistakes},
     metrics::Metrics,
     upstream::sign::Signers,
-    watch::Watch,
+    watch::{self, Watch},
 };
 
 /// Who may call, and in whose name the gateway signs.
@@ -81,52 +81,45 @@ impl Keys {
         while tasks.join_next().await.is_some() {}
     }
 
-    async fn follow_access(self: Arc<Self>, mut watch: Watch, metrics: Arc<Metrics>) {
+    async fn follow_access(self: Arc<Self>, watch: Watch, metrics: Arc<Metrics>) {
+        let keys = self.clone();
+        let read = move || keys.access.as_ref().map(Access::reread);
         metrics.files_followed("access");
-        loop {
-            watch.changed().await;
-            let keys = self.clone();
-            let reread = move || keys.access.as_ref().map(Access::reread);
-            match tokio::task::spawn_blocking(reread).await {
-                Ok(Some(Ok(()))) => {
-                    metrics.files_read("access", "applied");
-                    tracing::info!("the tokens were read again");
-                    for name in self.access.iter().flat_map(Access::nobody) {
-                        tracing::warn!(caller = name, "[[access.caller]] has no token any more");
-                    }
+        let told = |read| match read {
+            Some(Ok(())) => {
+                metrics.files_read("access", "applied");
+                tracing::info!("the tokens were read again");
+                for name in self.access.iter().flat_map(Access::nobody) {
+                    tracing::warn!(caller = name, "[[access.caller]] has no token any more");
                 }
-                Ok(Some(Err(mistakes))) => {
-                    metrics.files_read("access", "refused");
-                    tracing::error!(%mistakes, "the tokens from before hold on");
-                }
-                // A panic has been reported.
-                Ok(None) | Err(_) => {}
             }
-        }
+            Some(Err(mistakes)) => {
+                metrics.files_read("access", "refused");
+                tracing::error!(%mistakes, "the tokens from before hold on");
+            }
+            None => {}
+        };
+        watch::follow(watch, read, told).await;
     }
 
-    async fn follow_signer(self: Arc<Self>, index: usize, mut watch: Watch, metrics: Arc<Metrics>) {
+    async fn follow_signer(self: Arc<Self>, index: usize, watch: Watch, metrics: Arc<Metrics>) {
+        let read = move || {
+            let signer = self.signers.each().nth(index)?;
+            Some((signer.sdkappid(), signer.reread()))
+        };
         metrics.files_followed("credentials");
-        loop {
-            watch.changed().await;
-            let keys = self.clone();
-            let reread = move || {
-                let signer = keys.signers.each().nth(index)?;
-                Some((signer.sdkappid(), signer.reread()))
-            };
-            match tokio::task::spawn_blocking(reread).await {
-                Ok(Some((sdkappid, Ok(true)))) => {
-                    metrics.files_read("credentials", "applied");
-                    tracing::info!(sdkappid, "the secret key is another one: signed with it");
-                }
-                Ok(Some((sdkappid, Err(mistakes)))) => {
-                    metrics.files_read("credentials", "refused");
-                    tracing::error!(sdkappid, %mistakes, "the secret key from before holds on");
-                }
-                // A panic has been reported.
-                Ok(Some((_, Ok(false))) | None) | Err(_) => {}
+        let told = |read| match read {
+            Some((sdkappid, Ok(true))) => {
+                metrics.files_read("credentials", "applied");
+                tracing::info!(sdkappid, "the secret key is another one: signed with it");
             }
-        }
+            Some((sdkappid, Err(mistakes))) => {
+                metrics.files_read("credentials", "refused");
+                tracing::error!(sdkappid, %mistakes, "the secret key from before holds on");
+            }
+            Some((_, Ok(false))) | None => {}
+        };
+        watch::follow(watch, read, told).await;
     }
 }
 

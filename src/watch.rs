@@ -115,33 +115,44 @@ impl<T: Send + Sync + 'static> FromFiles<T> {
     /// does something.
     pub async fn follow(&self, metrics: &Metrics) {
         let watch = self.watch.lock().take();
-        let Some(mut watch) = watch.filter(|watch| !watch.paths.is_empty()) else {
+        let Some(watch) = watch.filter(|watch| !watch.paths.is_empty()) else {
             return;
         };
         metrics.files_followed(self.name);
-        loop {
-            watch.changed().await;
-            let make = self.make.clone();
-            // As with looking at them: reading may take long, and calls must not wait for it.
-            let Ok(result) = tokio::task::spawn_blocking(move || make()).await else {
-                // A panic has been reported.
-                continue;
-            };
-            match result {
-                Ok(new) => {
-                    self.current.store(Arc::new(new));
-                    tracing::info!(what = self.name, "files have changed and were read again");
-                    metrics.files_read(self.name, "applied");
-                }
-                Err(error) => {
-                    tracing::error!(
-                        what = self.name,
-                        %error,
-                        "files have changed and cannot be used: what was read before stays in force"
-                    );
-                    metrics.files_read(self.name, "refused");
-                }
+        let make = self.make.clone();
+        let told = |made: io::Result<T>| match made {
+            Ok(new) => {
+                self.current.store(Arc::new(new));
+                metrics.files_read(self.name, "applied");
+                tracing::info!(what = self.name, "files have changed and were read again");
             }
+            Err(error) => {
+                metrics.files_read(self.name, "refused");
+                tracing::error!(
+                    what = self.name,
+                    %error,
+                    "files have changed and cannot be used: what was read before stays in force"
+                );
+            }
+        };
+        follow(watch, move || make(), told).await;
+    }
+}
+
+/// Reads files again whenever they change and tells what was read, for as long as it is polled.
+pub async fn follow<T: Send + 'static>(
+    mut watch: Watch,
+    read: impl Fn() -> T + Send + Sync + 'static,
+    told: impl Fn(T),
+) {
+    let read = Arc::new(read);
+    loop {
+        watch.changed().await;
+        let read = read.clone();
+        // As with looking at them: reading may take long, and calls must not wait for it. A panic has
+        // been reported.
+        if let Ok(found) = tokio::task::spawn_blocking(move || read()).await {
+            told(found);
         }
     }
 }
