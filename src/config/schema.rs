@@ -18,6 +18,7 @@ use super::settings::{
 use super::size::SizeIn;
 use super::store_url::{Prefix, StoreAddress, UserName};
 use super::upstream_url::{Collector, Url};
+use crate::quota::window::LARGEST_LIMIT;
 use Effect::{Live, Restart};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -49,7 +50,7 @@ const STORE_BUDGET: DurationIn = DurationIn {
 const REPLICAS: CountIn<u32> = CountIn { min: 1, max: 1_000 };
 const LIMIT: CountIn<u32> = CountIn {
     min: 1,
-    max: 1_000_000,
+    max: LARGEST_LIMIT,
 };
 const CALLS: CountIn<usize> = CountIn {
     min: 1,

@@ -124,7 +124,9 @@ impl Tally {
     /// The pairs that may be in the upstream's window at `now`.
     pub fn busy(&mut self, now: Instant) -> u32 {
         self.forget(now);
-        self.in_flight + self.cooling.iter().map(|call| call.pairs).sum::<u32>()
+        // What is remembered is as large as a file says.
+        let cooling = self.cooling.iter().map(|call| call.pairs);
+        cooling.fold(self.in_flight, u32::saturating_add)
     }
 
     /// The upstream took more pairs than it could if it counted them.
@@ -169,7 +171,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::clock;
+    use crate::{clock, quota::window::LARGEST_LIMIT};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -200,6 +202,18 @@ mod tests {
         tally.take(20);
         assert_eq!(tally.busy(now), 24);
         assert_eq!(tally.busy(now + SECOND), 20);
+    }
+
+    #[test]
+    fn a_tally_should_survive_whatever_is_remembered() {
+        let now = clock::now();
+        let huge = [(now + SECOND, u32::MAX), (now + 2 * SECOND, u32::MAX)];
+        let mut tally = Tally::remembered(huge.into_iter());
+        tally.take(1);
+        assert_eq!(tally.busy(now), u32::MAX);
+        let mut window = tally.into_window(now, 10);
+        assert_eq!(window.busy(now), LARGEST_LIMIT + 1);
+        assert_eq!(window.free(now + 2 * SECOND), 9);
     }
 
     #[test]

@@ -21,6 +21,9 @@ use std::{collections::VecDeque, time::Duration};
 
 use crate::clock::Instant;
 
+/// The largest limit that settings may say.
+pub const LARGEST_LIMIT: u32 = 1_000_000;
+
 /// How long a slot of one quota cools, and how many there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
@@ -84,8 +87,9 @@ impl Window {
     /// what its predecessor sent.
     pub fn remembered(limit: u32, latest_first: impl Iterator<Item = Instant>) -> Window {
         let mut window = Window::new(limit);
-        // Perhaps more than `limit`, which may have been lowered since and may be raised again.
-        window.cooling = latest_first.collect();
+        // Perhaps more than `limit`, which may have been lowered since and may be raised again; but
+        // what is beyond every limit changes no answer, whatever a file says.
+        window.cooling = latest_first.take(LARGEST_LIMIT as usize).collect();
         window.cooling.make_contiguous().reverse();
         window
     }
@@ -386,6 +390,19 @@ mod tests {
         assert_eq!(window.free(t0 + 200 * MS), 3);
         let mut lowered = Window::remembered(1, until.into_iter());
         assert_eq!(lowered.next_free(t0, 1), Next::At(t0 + 300 * MS));
+    }
+
+    #[test]
+    fn a_remembered_window_should_keep_no_more_than_the_largest_limit() {
+        let t0 = clock::now();
+        let claimed = std::iter::repeat_n(t0 + 200 * MS, 900_000)
+            .chain(std::iter::repeat_n(t0 + 100 * MS, u32::MAX as usize));
+        let mut window = Window::remembered(5, claimed);
+        assert_eq!(window.busy(t0), LARGEST_LIMIT);
+        window.resize(LARGEST_LIMIT);
+        assert_eq!(window.next_free(t0, 1), Next::At(t0 + 100 * MS));
+        assert_eq!(window.free(t0 + 100 * MS), 100_000, "the latest are kept");
+        assert_eq!(window.free(t0 + 200 * MS), LARGEST_LIMIT);
     }
 
     #[test]
