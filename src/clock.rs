@@ -46,6 +46,7 @@ pub fn by<F: Future>(at: Instant, future: F) -> impl Future<Output = Option<F::O
     tokio::time::timeout_at(at, future).map(Result::ok)
 }
 
+/// What comes of `future`; `None` if it is not ready by `at`, as the model tells time.
 #[cfg(all(test, feature = "shuttle"))]
 pub async fn by<F: Future>(at: Instant, future: F) -> Option<F::Output> {
     tokio::select! {
