@@ -171,6 +171,27 @@ async fn a_longer_window_should_count_what_was_sent_before_it_was_longer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_key_that_is_forgotten_should_wait_for_a_longer_window_as_after_a_start() {
+    // A window of three seconds in place of one: what it counts and nobody knows is gone 2 s later.
+    for (hold, waits) in [("0s", false), ("1999ms", false), ("2s", true)] {
+        let hold = format!("state.hold={hold}");
+        let of = |window| settings(&[&hold, window]);
+        let world = World::with(upstream(1), &of("quota.group_attributes.window=1s"));
+        clock::sleep(5 * SECOND).await;
+        world
+            .core
+            .reload
+            .apply(of("quota.group_attributes.window=3s"));
+        let changed = clock::now();
+        let path = format!("{ATTRIBUTES}set_group_attr");
+        world.post(&path, &attribute("g", "k", "v")).await;
+        let waited = of_group(&world)[0].at - changed;
+        assert_eq!(waited >= 2 * SECOND, waits, "{hold}: {waited:?}");
+        assert!(waited < 3 * SECOND, "{hold}: {waited:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn calls_that_wait_should_leave_as_soon_as_the_limit_is_raised() {
     let limits = |limit: &'static str| {
         [
