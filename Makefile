@@ -117,11 +117,14 @@ fuzz: tools
 	done
 
 ## Changes the deciding modules one place at a time; a change that no test notices fails. What is
-## changed, and what is left out and why: .cargo/mutants.toml. Some hours on two processors; one file
-## takes minutes: make mutants MUTANTS="--re 'src/quota/floor'"
+## changed, and what is left out and why: .cargo/mutants.toml. A change that makes a test hang is
+## noticed: cargo-mutants ends with 3 then, but also if others were missed. A case that fails need not
+## be made small. Some hours on two processors; one file takes minutes:
+## make mutants MUTANTS="--re 'src/quota/floor'"
 mutants: tools
 	@$(CARGO) mutants --version >/dev/null 2>&1 || $(CARGO) install --locked --quiet cargo-mutants
-	$(CARGO) mutants --output target $(MUTANTS)
+	PROPTEST_MAX_SHRINK_ITERS=0 $(CARGO) mutants --output target $(MUTANTS) || \
+		{ [ $$? = 3 ] && [ ! -s target/mutants.out/missed.txt ]; }
 
 ## The whole gateway beside nginx and HAProxy, as a table of ratios; a quarter of an hour or more on
 ## a quiet machine. BENCH="run --only latency", BENCH=growth: see benches/README.md.
