@@ -185,7 +185,7 @@ async fn exchange(stream: &mut TcpStream, request: &[u8], buffer: &mut Vec<u8>) 
 fn request(kind: Kind, key: &str, number: usize, filler: &str) -> Vec<u8> {
     let (command, body) = match kind {
         Kind::Unknown => (
-            "send_group_msg",
+            "group_open_http_svc/send_group_msg",
             format!(r#"{{"GroupId":"{key}","MsgBody":"{filler}"}}"#),
         ),
         Kind::Attributes => {
@@ -197,12 +197,12 @@ fn request(kind: Kind, key: &str, number: usize, filler: &str) -> Vec<u8> {
                 .collect();
             let attributes = attributes.join(",");
             (
-                "set_group_attr",
+                "group_open_http_svc/set_group_attr",
                 format!(r#"{{"GroupId":"{key}","GroupAttr":[{attributes}]}}"#),
             )
         }
         Kind::Extension => (
-            "group_set_key_values",
+            "openim_msg_ext_http_svc/group_set_key_values",
             format!(
                 r#"{{"GroupId":"group","MsgSeq":17,"OperateType":1,"ExtensionList":[{{"Key":"key{}","Value":"v"}}]}}"#,
                 // A message holds 300 at most.
@@ -212,7 +212,7 @@ fn request(kind: Kind, key: &str, number: usize, filler: &str) -> Vec<u8> {
     };
     let length = body.len();
     format!(
-        "POST /v4/group_open_http_svc/{command}?sdkappid=88888888&identifier=administrator\
+        "POST /v4/{command}?sdkappid=88888888&identifier=administrator\
          &usersig=xxx&random=99999999&contenttype=json HTTP/1.1\r\nhost: 127.0.0.1\r\n\
          content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
     )
