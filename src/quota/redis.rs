@@ -50,7 +50,8 @@
 //! *The return.* What was spent meanwhile is written down before the gateway becomes a member again.
 //! A store that is another process than before, or was emptied, is believed only after one window:
 //! until then everybody spends his share, and says so to the store. Those that were known before keep
-//! their seats until they come back.
+//! their seats until they come back. A share that was covered before stays so if the store is
+//! told that within this window; who is cut off before he has told it counts on it no more.
 //!
 //! What does not hold it: two servers that both take writes (a primary that was cut off and does not
 //! know; let it refuse by `min-replicas-to-write`), a clock of the server that is set forward between
@@ -128,8 +129,8 @@ pub(super) struct Inner {
     pub(super) book: Book,
     /// Who we are, or were when the store was last reached.
     owner: Option<Owner>,
-    /// Who we may be to the store as well: it was asked to count us in, and we have not heard that it
-    /// did.
+    /// Who we may be to the store as well, the last first: it was asked to count us in, and we may not
+    /// have heard that it did, or it may return with what it held then.
     tried: Vec<u64>,
     /// When the store came to be, in its own words, and on our clock.
     born: Arc<str>,
@@ -413,6 +414,7 @@ impl Store {
             }
             let wants = wants.iter().map(|want| Want {
                 force: inner.is_blind(want.horizon, asked_at),
+                covered: inner.book.is_covered(&want.window),
                 ..want.clone()
             });
             let wants = wants.collect();
@@ -558,6 +560,7 @@ impl Store {
             return;
         }
         if inner.phase == Phase::Up {
+            inner.book.away();
             tracing::warn!(
                 reason = %trouble,
                 "the shared store is away: this gateway goes on with its share of each window"

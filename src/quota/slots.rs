@@ -381,6 +381,7 @@ impl Slots {
             horizon: pace.period(),
             hold: send_within + pace.call_timeout + pace.period(),
             force: false,
+            covered: false,
         })
     }
 

@@ -15,7 +15,8 @@
 --       1), number of notes, number of wants
 --       each note: window, name, slots, slots it had, time left; or window, "", 0, 0, 0 to give up
 --                  the claim
---       each want: window, name, at least, at most, limit, gap, horizon, hold, force (0 or 1)
+--       each want: window, name, at least, at most, limit, gap, horizon, hold, force (0; 1 if
+--                  it was taken already, 2 if its claim was covered as well)
 -- Gives {"late"} if the deadline has passed, {"unknown"} if the caller is no member any more, else
 --       {"taken" or "later", now, time until it may be sent or tried again, missing,
 --        slots (if later: 0 if it is because of this window), covered (0 or 1), slots of others
@@ -243,7 +244,7 @@ for w = 1, tonumber(ARGV[8]) do
   end
   local free = spare()
   want.take = math.min(want.max, math.max(free, want.min))
-  if want.force == '1' then
+  if want.force ~= '0' then
     want.take = want.min
   elseif free < want.min then
     -- Ahead in time, as far as slots cool: the moment at which enough of them are free. A slot of one
@@ -343,9 +344,13 @@ for w, want in ipairs(wants) do
       redis.call('HSET', want.claims, 'last', at + want.gap * (want.take - 1))
     end
   end
-  -- A claim is covered as soon as there is room for it beside those that are, and stays so.
+  -- A claim is covered as soon as there is room for it beside those that are, and stays so. What was
+  -- lost may fill that room: until it is free only those who know that theirs are say so.
   local unused = math.max(0, want.share - want.mine)
-  if want.claim ~= 'v' then
+  if want.force ~= '0' then
+    want.claim = (want.force == '2' or want.claim == 'v') and 'v' or 'u'
+    redis.call('HSET', want.claims, 'c' .. owner, want.claim)
+  elseif want.claim ~= 'v' then
     want.claim = want.limit - want.total >= unused + want.covered and 'v' or 'u'
     redis.call('HSET', want.claims, 'c' .. owner, want.claim)
   end

@@ -32,6 +32,8 @@ struct Leaf {
     period: Duration,
     /// The share is free for this process, whatever happens.
     covered: bool,
+    /// It was so before the store forgot it, and the store was not told since.
+    kept: bool,
     /// Slots that others held when the store was last asked, and until when that is worth anything.
     others: Option<(u32, Instant)>,
 }
@@ -175,8 +177,11 @@ impl Book {
     /// What the store said of `window`.
     pub fn got(&mut self, want: &Want, sequence: u64, got: &Got, now: Instant, free_at: Instant) {
         let leaf = self.windows.entry(want.window).or_default();
-        // While nobody takes more than his share, what was covered before is.
-        leaf.covered = got.covered || (want.force && leaf.covered);
+        // While the store does not know who holds what, it only repeats what we say.
+        if !want.force {
+            leaf.covered = got.covered;
+        }
+        leaf.kept = false;
         leaf.others = Some((got.others, now + leaf.period));
         if let Some(attempt) = leaf.attempts.get_mut(&sequence)
             && got.slots > 0
@@ -264,6 +269,14 @@ impl Book {
     pub fn claims_forgotten(&mut self, keeps: impl Fn(Duration, bool) -> bool) {
         for leaf in self.windows.values_mut() {
             leaf.covered = keeps(leaf.period, leaf.covered);
+            leaf.kept = leaf.covered;
+        }
+    }
+
+    /// The store is away: what it was not told of since it forgot it, it does not keep for us.
+    pub fn away(&mut self) {
+        for leaf in self.windows.values_mut() {
+            leaf.covered &= !std::mem::take(&mut leaf.kept);
         }
     }
 

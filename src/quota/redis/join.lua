@@ -3,7 +3,8 @@
 --
 -- KEYS  [1] members, [2] state (see take.lua)
 -- ARGV  "hello", 1 if the store's clock was seen to jump
---         gives {id, now, born, era}: an id that nobody else has; era is another after its clock was set
+--         gives {id, now, born, era}: an id that nobody else has; born is the time
+--         and a number; era is another after its clock was set
 --       "enter", id, the ids that it may be known by, the seat that it had or -1, replicas, lease,
 --         1 if it may take the seat of one that is missing, seats that were taken in the store before
 --         gives {"id.seat", born, members...}
@@ -20,16 +21,21 @@ local step = ARGV[1]
 
 if step == 'hello' then
   local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
-  if redis.call('HGET', state, 'run') ~= run or ARGV[2] == '1' then
-    redis.call('HSET', state, 'run', run, 'born', string.format('%.0f', now))
-  end
   local id = redis.call('HINCRBY', state, 'ids', 1)
-  if ARGV[2] == '1' then
-    redis.call('HSET', state, 'era', id)
-    -- Everybody comes back when he is not known to this birth.
+  if redis.call('HGET', state, 'run') ~= run or ARGV[2] == '1' then
+    -- What is lost may have had higher numbers: by the time of birth none is given twice.
+    id = math.max(id, math.floor(now / 1000))
+    redis.call('HSET', state, 'ids', string.format('%.0f', id))
+    -- Two may find within a microsecond that the clock was set: the number tells their births apart.
+    redis.call('HSET', state, 'run', run, 'born', string.format('%.0f.%.0f', now, id))
+    -- Everybody comes back when he is not known to this birth. What he claims may be lost: until then
+    -- all of his shares are kept.
     for _, member in ipairs(redis.call('ZRANGE', members, 0, -1)) do
       redis.call('ZADD', members, now - 1, member)
     end
+  end
+  if ARGV[2] == '1' then
+    redis.call('HSET', state, 'era', string.format('%.0f', id))
   end
   redis.call('PEXPIRE', state, 7200000)
   return {id, now, redis.call('HGET', state, 'born'), redis.call('HGET', state, 'era') or '0'}

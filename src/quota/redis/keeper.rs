@@ -98,6 +98,7 @@ impl Store {
         let free = inner.missing > 0 || (0..self.replicas).any(|seat| !inner.seats.contains(&seat));
         if free && self.epoch() == epoch {
             tracing::info!("a seat at the shared store has become free: joining again");
+            inner.book.away();
             inner.phase = Phase::Down;
             inner.connection = None;
             self.epoch.send_modify(|epoch| *epoch += 1);
@@ -128,7 +129,8 @@ impl Store {
             let parse = || {
                 let there = integer(answer.get(1)?)?;
                 let born = text(answer.get(2)?)?;
-                let age = u64::try_from(there - born.parse::<i64>().ok()?).ok()?;
+                let age =
+                    u64::try_from(there - born.split('.').next()?.parse::<i64>().ok()?).ok()?;
                 let hello = Hello {
                     id: u64::try_from(integer(answer.first()?)?).ok()?,
                     age: Duration::from_micros(age),
@@ -182,9 +184,8 @@ impl Store {
         let (arguments, reborn) = self.entering(id, &born, asked_at);
         {
             let tried = &mut self.inner.lock().tried;
-            // Those before are gone by themselves.
-            tried.truncate(NOTES);
             tried.insert(0, id);
+            tried.truncate(NOTES);
         }
         let answer = self.invoke(join, connection, &arguments).await;
         let mut inner = self.inner.lock();
@@ -229,7 +230,6 @@ impl Store {
             reborn,
         );
         inner.owner = Some(owner);
-        inner.tried.clear();
         Ok(self.epoch())
     }
 
@@ -270,6 +270,7 @@ impl Store {
     fn entering(&self, id: u64, born: &str, now: Instant) -> (Vec<String>, bool) {
         let inner = self.inner.lock();
         let before = inner.owner.as_ref();
+        let is_owner = |id: &u64| before.is_some_and(|owner| owner.id == *id);
         let reborn = !inner.born.is_empty() && *inner.born != *born;
         let waited = now - inner.down.1 > LEASE * 2;
         let mut arguments = vec![
@@ -278,7 +279,7 @@ impl Store {
             before
                 .map(|owner| owner.id)
                 .into_iter()
-                .chain(inner.tried.iter().copied())
+                .chain(inner.tried.iter().copied().filter(|id| !is_owner(id)))
                 .map(|id| id.to_string())
                 .collect::<Vec<_>>()
                 .join(" "),

@@ -64,8 +64,10 @@ pub struct Want {
     pub horizon: Duration,
     /// How long a slot is held if nothing is heard of it, from the time at which it may be used.
     pub hold: Duration,
-    /// It was taken already.
+    /// It was taken already, from our share: the store does not know yet who else holds slots.
     pub force: bool,
+    /// Our share is free whatever happens, as the store said before it forgot it.
+    pub covered: bool,
 }
 
 /// One call of the script.
@@ -254,7 +256,12 @@ impl Ask {
                 micros(want.gap),
                 micros(want.horizon),
                 micros(want.hold),
-                u8::from(want.force).to_string(),
+                match (want.force, want.covered) {
+                    (false, _) => "0",
+                    (true, false) => "1",
+                    (true, true) => "2",
+                }
+                .to_owned(),
             ]);
         }
         let mut names = vec![keys.members(), keys.state()];

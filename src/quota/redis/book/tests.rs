@@ -35,6 +35,7 @@ fn want(force: bool) -> Want {
         horizon: SECOND,
         hold: SECOND,
         force,
+        covered: false,
     }
 }
 
@@ -206,7 +207,7 @@ fn a_share_should_be_covered_only_if_the_store_said_so() {
         (true, false, false, false),
         (true, true, false, true),
         (false, true, false, false),
-        (false, true, true, true),
+        (false, true, true, false),
     ];
     for (before, force, says, after) in cases {
         book.got(&want(false), 3, &got(1, before, 0), now, now + SECOND);
@@ -229,6 +230,21 @@ fn claims_that_the_store_forgot_should_be_kept_only_where_it_is_safe() {
     assert!(book.is_covered(&window(1)) && book.is_covered(&window(2)));
     book.claims_forgotten(|period, _| period == SECOND);
     assert!(book.is_covered(&window(1)) && !book.is_covered(&window(2)));
+}
+
+#[test]
+fn a_claim_that_the_store_was_not_told_again_should_end_when_it_is_away() {
+    let now = clock::now();
+    for told in [false, true] {
+        let mut book = book(now);
+        book.got(&want(false), 3, &got(1, true, 0), now, now + SECOND);
+        book.claims_forgotten(|_, covered| covered);
+        if told {
+            book.got(&want(true), 4, &got(1, true, 0), now, now + SECOND);
+        }
+        book.away();
+        assert_eq!(book.is_covered(&window(1)), told);
+    }
 }
 
 #[test]

@@ -138,6 +138,7 @@ fn want(name: &str, limit: u32) -> Want {
         horizon: SECOND,
         hold: SECOND * 6,
         force: false,
+        covered: false,
     }
 }
 
