@@ -19,7 +19,10 @@ use parking_lot::Mutex;
 use rand::{Rng, RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use serde_json::{Value, json};
 
-use crate::harness::{ATTRIBUTES, Heard, SET_PAIRS, World, times, worst_window};
+use crate::{
+    harness::{ATTRIBUTES, Heard, SET_PAIRS, World, times, worst_window},
+    zoo::SOUND,
+};
 
 const APP: &str = "88888888";
 const MS: Duration = Duration::from_millis(1);
@@ -101,13 +104,6 @@ fn generate(seed: u64) -> Run {
     let rng = &mut StdRng::seed_from_u64(seed);
     let calm = seed.is_multiple_of(3);
     let fair = seed % 4 == 1;
-    let kinds = [
-        WindowKind::Fixed,
-        WindowKind::FirstHit,
-        WindowKind::Log,
-        WindowKind::LogRefusals,
-        WindowKind::Bucket,
-    ];
     let faults = [
         (Fault::Code(10002), 0.04),
         (Fault::Code(60008), 0.02),
@@ -118,7 +114,7 @@ fn generate(seed: u64) -> Run {
         (Fault::Hang, 0.01),
     ];
     let upstream = Upstream {
-        window: *kinds.choose(rng).expect("not empty"),
+        window: *SOUND.choose(rng).expect("not empty"),
         latency: rng.random_range(0..40),
         jitter: rng.random_range(0..60),
         spikes: rng.random_bool(0.3),

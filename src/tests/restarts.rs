@@ -13,7 +13,7 @@ use std::{
 use chat_gateway::{
     clock::{self, Instant},
     config::{Config, Sources, load},
-    simulate::{Arrival, Fault, Limit, QuotaKey, Settings, Simulator, WindowKind},
+    simulate::{Arrival, Fault, Limit, QuotaKey, Settings, Simulator},
 };
 use rand::{Rng, RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use tempfile::TempDir;
@@ -21,6 +21,7 @@ use tempfile::TempDir;
 use crate::{
     harness::{ATTRIBUTES, SET_PAIRS, World, attribute, pair},
     promises::{for_every_seed, members},
+    zoo::SOUND,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -185,15 +186,8 @@ async fn check_seed(seed: u64, met: &AtomicUsize) {
         .choose(rng)
         .expect("not empty");
     let (latency, jitter) = (rng.random_range(0..80), rng.random_range(0..120));
-    let kinds = [
-        WindowKind::Fixed,
-        WindowKind::FirstHit,
-        WindowKind::Log,
-        WindowKind::LogRefusals,
-        WindowKind::Bucket,
-    ];
     let mut settings = Settings {
-        window: *kinds.choose(rng).expect("not empty"),
+        window: *SOUND.choose(rng).expect("not empty"),
         faults: vec![
             (Fault::Code(10002), 0.03),
             (Fault::ResetBefore, 0.03),

@@ -61,6 +61,7 @@ use self::{
 use crate::{
     harness::{ATTRIBUTES, Pipe, World, attribute, worst_window},
     promises::each_seed,
+    zoo::SOUND,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -132,13 +133,6 @@ fn generate(seed: u64) -> Plan {
     let rng = &mut StdRng::seed_from_u64(seed);
     let replicas = *[2, 3, 3, 3, 4, 5].choose(rng).expect("not empty");
     let gateways = rng.random_range(2..=replicas) as usize;
-    let kinds = [
-        WindowKind::Fixed,
-        WindowKind::FirstHit,
-        WindowKind::Log,
-        WindowKind::LogRefusals,
-        WindowKind::Bucket,
-    ];
     let latency = rng.random_range(0..30);
     let jitter = rng.random_range(0..50);
     let window = rng.random_range(400..=1_000) * MS;
@@ -176,7 +170,7 @@ fn generate(seed: u64) -> Plan {
         call_timeout: rng.random_range(200..900) * MS,
         latency: Duration::from_millis(latency),
         jitter: Duration::from_millis(jitter),
-        window: *kinds.choose(rng).expect("not empty"),
+        window: *SOUND.choose(rng).expect("not empty"),
         faults: if faulty {
             vec![
                 (Fault::ResetBefore, 0.02),

@@ -18,7 +18,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
 
 /// Kinds that take every sequence of at most N calls in each sliding window.
-const SOUND: [WindowKind; 5] = [
+pub(crate) const SOUND: [WindowKind; 5] = [
     WindowKind::Fixed,
     WindowKind::FirstHit,
     WindowKind::Log,

@@ -229,7 +229,7 @@ impl Book {
         !self.notes.is_empty() || !self.releases.is_empty()
     }
 
-    /// The store may not have heard these, and hears nothing more for now: all that is left to tell
+    /// The store may not have heard these, and hears nothing more until it is back: all that is left to tell
     /// is what it must forget.
     pub fn lost(&mut self, pending: Vec<Pending>) {
         let notes = std::mem::take(&mut self.notes);

@@ -16,7 +16,7 @@ use super::process::{TICK, Watch};
 /// What becomes of the connections of one way.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Health {
-    /// Nothing comes through for now.
+    /// Nothing comes through while it is set.
     pub(super) held: bool,
     /// How often everybody was cut off.
     pub(super) cuts: u32,
