@@ -70,7 +70,7 @@ pub struct Journal {
     /// What was remembered at the start.
     pub summary: Summary,
     /// Unlocked when it is closed.
-    _lock: File,
+    lock: File,
 }
 
 /// Slots that are busy, and until when.
@@ -231,7 +231,7 @@ impl Journal {
             }),
             remembered: Mutex::new(remembered),
             summary,
-            _lock: lock,
+            lock,
         })
     }
 
@@ -346,6 +346,9 @@ impl Drop for Journal {
             // A slot that is not known to be free is held for longer.
             let _ = inner.write();
         }
+        // A process that was started meanwhile has the lock file open, too, until it runs a program
+        // of its own: closing it here would leave it locked.
+        let _ = self.lock.unlock();
     }
 }
 

@@ -337,3 +337,14 @@ fn a_moved_clock_should_be_written_down() {
     let ahead = there - micros(clock::unix_now()) + micros(clock::now() - base);
     assert!(ahead.abs() < 1_000_000, "the next file has the right time");
 }
+
+#[test]
+fn a_process_being_started_should_not_keep_the_file_locked() {
+    let (_folder, file) = folder();
+    let journal = open(&file);
+    // What a fork has until it runs its program.
+    let inherited = journal.lock.try_clone().unwrap();
+    drop(journal);
+    open(&file);
+    drop(inherited);
+}
