@@ -4,6 +4,7 @@
 mod activity;
 mod forwarded;
 mod hygiene;
+mod woken;
 
 use std::{convert::Infallible, future::Future, net, pin::pin, sync::Arc, time::Duration};
 
@@ -44,6 +45,7 @@ use crate::{
 };
 use activity::{Activity, Timeouts};
 use hygiene::HeadLimits;
+use woken::{Bell, woken};
 
 /// What is read and thrown away of a body that is too large, so that its sender gets to read the
 /// answer instead of a reset connection.
@@ -269,14 +271,24 @@ pub async fn connection<IO>(
 {
     let limits = Limits::of(&settings);
     let activity = Activity::new(limits.timeouts);
+    let bell = Arc::<Bell>::default();
     let service = service_fn(|request: Request<Incoming>| {
         // A call goes by the settings of its time; what its connection was made with stays.
         let limits = Limits::of(&settings);
         let (gateway, caller, activity) = (gateway.clone(), caller.clone(), activity.clone());
-        let serving = activity.call(request.version() == Version::HTTP_2);
+        let multiplexed = request.version() == Version::HTTP_2;
+        let serving = activity.call(multiplexed);
+        let bell = if multiplexed {
+            Arc::default()
+        } else {
+            bell.clone()
+        };
         async move {
-            activity.taken().await;
-            let response = answer(&gateway, caller, request, limits).await;
+            let response = pin!(async {
+                activity.taken().await;
+                answer(&gateway, caller, request, limits).await
+            });
+            let response = woken(bell, response).await;
             drop(serving);
             Ok::<_, Infallible>(response.map(Full::new))
         }
@@ -324,6 +336,8 @@ fn builder(limits: Limits) -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         // `Activity` looks after the time.
         .header_read_timeout(None)
+        // The kernel takes one piece of memory for less than two.
+        .writev(false)
         .max_buf_size(buffer);
     if limits.head.headers >= FREE_HEADERS {
         builder.http1().max_headers(limits.head.headers + 1);

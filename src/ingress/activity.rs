@@ -77,10 +77,10 @@ impl State {
     }
 
     /// Everything that was written has been taken; whether something was not before.
-    fn flushed(&mut self, now: Instant) -> bool {
+    fn flushed(&mut self, now: impl FnOnce() -> Instant) -> bool {
         let was = self.untaken.take().is_some();
         if was && self.between == Between::Idle {
-            self.since = now;
+            self.since = now();
         }
         was
     }
@@ -260,7 +260,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
         match flushed {
             Poll::Ready(_) => {
                 // hyper flushes when it has nothing more to write.
-                if self.activity.state.lock().flushed(clock::now()) {
+                if self.activity.state.lock().flushed(clock::now) {
                     self.activity.taken.notify_one();
                 }
             }
@@ -326,8 +326,8 @@ mod tests {
         state.blocked(start + seconds(20));
         let due = state.due(&TIMEOUTS);
         assert_eq!(due, Some((start + seconds(31), Bound::WriteTime)));
-        assert!(state.flushed(start + seconds(25)));
-        assert!(!state.flushed(start + seconds(26)));
+        assert!(state.flushed(|| start + seconds(25)));
+        assert!(!state.flushed(|| start + seconds(26)));
         let due = state.due(&TIMEOUTS);
         assert_eq!(due, Some((start + seconds(145), Bound::IdleTime)));
     }
