@@ -3,7 +3,9 @@
 //! Everything that decides gets `now` as an argument; everything that waits asks this module. It
 //! reads tokio's clock, so a test that pauses time moves the whole gateway.
 
-use std::{cell::Cell, time::Duration};
+use std::{cell::Cell, pin::Pin, time::Duration};
+#[cfg(not(all(test, feature = "shuttle")))]
+use std::{future::poll_fn, task::Poll};
 
 #[cfg(not(all(test, feature = "shuttle")))]
 use futures_util::FutureExt as _;
@@ -56,6 +58,59 @@ pub async fn by<F: Future>(at: Instant, future: F) -> Option<F::Output> {
     }
 }
 
+/// Ends what takes too long, one after the other. A wait for each would have to be entered among those of
+/// the runtime and taken out again; this one stays, and when it is over looks whether it was meant.
+#[cfg(not(all(test, feature = "shuttle")))]
+pub struct Alarm(Pin<Box<tokio::time::Sleep>>);
+
+#[cfg(not(all(test, feature = "shuttle")))]
+impl Default for Alarm {
+    fn default() -> Alarm {
+        Alarm(Box::pin(tokio::time::sleep_until(now())))
+    }
+}
+
+#[cfg(not(all(test, feature = "shuttle")))]
+impl Alarm {
+    /// What comes of `future`; `None` if it is not ready by `at`.
+    pub async fn by<F: Future>(
+        &mut self,
+        at: Instant,
+        mut future: Pin<&mut F>,
+    ) -> Option<F::Output> {
+        let wait = &mut self.0;
+        if wait.deadline() > at {
+            wait.as_mut().reset(at);
+        }
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return Poll::Ready(Some(output));
+            }
+            while wait.as_mut().poll(cx).is_ready() {
+                if wait.deadline() >= at {
+                    return Poll::Ready(None);
+                }
+                wait.as_mut().reset(at);
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// The same, as the model tells time.
+#[cfg(all(test, feature = "shuttle"))]
+#[derive(Default)]
+pub struct Alarm;
+
+#[cfg(all(test, feature = "shuttle"))]
+impl Alarm {
+    /// What comes of `future`; `None` if it is not ready by `at`.
+    pub async fn by<F: Future>(&mut self, at: Instant, future: Pin<&mut F>) -> Option<F::Output> {
+        by(at, future).await
+    }
+}
+
 /// Time since 1970 on the wall clock, for what people and other machines read. Never used to
 /// decide how long to wait. Time that passes in a paused test passes here too.
 #[expect(
@@ -84,4 +139,33 @@ thread_local! {
 /// each other.
 pub fn set_wall_clock_back(by: Duration) {
     SET_BACK.set(by);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::*;
+
+    #[cfg(not(all(test, feature = "shuttle")))]
+    #[tokio::test(start_paused = true)]
+    async fn an_alarm_should_ring_for_each_use_at_its_own_time() {
+        let mut alarm = Alarm::default();
+        let start = now();
+        let mut check = async |limit, takes, ends| {
+            let (began, seconds) = (now(), Duration::from_secs);
+            let work = pin!(sleep(seconds(takes)));
+            let done = alarm.by(began + seconds(limit), work).await;
+            assert_eq!(done.is_some(), takes < limit, "{limit} {takes}");
+            assert_eq!(now() - start, seconds(ends), "{limit} {takes}");
+        };
+        check(5, 9, 5).await;
+        check(5, 1, 6).await;
+        // What was set for the last one comes first.
+        check(5, 9, 11).await;
+        check(5, 1, 12).await;
+        check(2, 9, 14).await;
+        check(30, 29, 43).await;
+        check(30, 31, 73).await;
+    }
 }

@@ -128,6 +128,7 @@ impl Gateway {
         let upstream = facts.map_or(Duration::ZERO, |facts| facts.upstream);
         let waited = took.saturating_sub(upstream);
         ending.end = Some(Ended {
+            took,
             outcome,
             reason,
             waited,
@@ -570,6 +571,7 @@ struct Ending<'a> {
 
 /// How a call was answered.
 struct Ended {
+    took: Duration,
     outcome: Outcome,
     reason: Option<&'static str>,
     waited: Duration,
@@ -579,11 +581,12 @@ struct Ended {
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
-        let now = clock::now();
-        let took = now - self.received;
-        let (outcome, waited) = match &self.end {
-            Some(end) => (end.outcome, end.waited),
-            None => (Outcome::Cancelled, took),
+        let (outcome, took, waited) = match &self.end {
+            Some(end) => (end.outcome, end.took, end.waited),
+            None => {
+                let took = clock::now() - self.received;
+                (Outcome::Cancelled, took, took)
+            }
         };
         let (metrics, ids) = (&self.gateway.metrics, self.gateway.ids);
         metrics.request(self.label, outcome, took, waited);
@@ -616,7 +619,7 @@ impl Drop for Ending<'_> {
             reason,
             key: key.as_deref(),
         };
-        self.span.end(&end, now);
+        self.span.end(&end, self.received + took);
     }
 }
 

@@ -83,7 +83,7 @@ impl Core {
         let rules = Rules::new(config);
         metrics.know(rules.commands(), quota.classes());
         let settings = InForce::new(config.clone());
-        let upstream = Upstream::new(&settings, attempt, &metrics);
+        let upstream = Upstream::new(&settings, move |outbound| attempt.send(outbound), &metrics);
         let lanes = Lanes::new(&settings, Arc::new(quota), upstream, metrics.clone());
         let lifecycle = Lifecycle::new();
         let watches = std::mem::take(&mut keys.watches);

@@ -314,11 +314,12 @@ impl Attempt {
         }
     }
 
-    /// It brought this.
-    pub fn end(self, result: &Result<Reply, Failure>, now: Instant) {
+    /// It brought this now.
+    pub fn end(self, result: &Result<Reply, Failure>) {
         let Some((parent, mut span)) = self.0 else {
             return;
         };
+        let now = clock::now();
         say_result(&mut span, result);
         span.end_with_timestamp(parent.anchor.wall(now));
         parent.state.lock().waiting_since = Some(now);

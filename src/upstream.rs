@@ -16,11 +16,19 @@ pub mod retry;
 pub mod sign;
 pub mod trip;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use tower::{Service, ServiceBuilder, retry::RetryLayer, util::BoxCloneSyncService};
+use tower::{
+    Service, ServiceBuilder,
+    retry::{Retry, RetryLayer},
+};
 
 use crate::{
     call::{Credentials, Head, Reply},
@@ -34,6 +42,7 @@ use crate::{
 };
 use breaker::Breaker;
 use meter::Meter;
+use retry::Repeats;
 use trip::Trip;
 
 /// A call on its way to the upstream, with everything that its attempts need.
@@ -112,7 +121,28 @@ impl Failure {
 }
 
 /// The stack that sends one call, with its repeats.
-pub type Stack = BoxCloneSyncService<Outbound, Reply, Failure>;
+pub type Stack = Retry<Repeats, Meter<Attempts>>;
+
+/// A future whose type is not named.
+pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Makes attempts, however that is done: hyper's in service, stand-ins in tests.
+#[derive(Clone)]
+pub struct Attempts(Arc<dyn Fn(Outbound) -> BoxFuture<Result<Reply, Failure>> + Send + Sync>);
+
+impl Service<Outbound> for Attempts {
+    type Response = Reply;
+    type Error = Failure;
+    type Future = BoxFuture<Result<Reply, Failure>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, outbound: Outbound) -> Self::Future {
+        (self.0)(outbound)
+    }
+}
 
 /// The upstream as the rest of the gateway sees it.
 #[derive(Clone)]
@@ -131,11 +161,14 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// The stack over `attempt`, top to bottom.
-    pub fn new<A>(settings: &InForce, attempt: A, metrics: &Arc<Metrics>) -> Upstream
+    /// The stack over what makes one attempt, top to bottom.
+    pub fn new<A>(
+        settings: &InForce,
+        attempt: impl Fn(Outbound) -> A + Send + Sync + 'static,
+        metrics: &Arc<Metrics>,
+    ) -> Upstream
     where
-        A: Service<Outbound, Response = Reply, Error = Failure> + Clone + Send + Sync + 'static,
-        A::Future: Send,
+        A: Future<Output = Result<Reply, Failure>> + Send + 'static,
     {
         let config = settings.get();
         let breaker = Arc::new(Breaker::new(
@@ -146,7 +179,7 @@ impl Upstream {
         let service_time = Arc::new(trip::ServiceTime::default());
         let floor = Arc::new(Mutex::new(RttFloor::default()));
         let budget = Arc::new(ArcSwap::new(retry::budget(&config.retry)));
-        let repeat = retry::Repeats::new(
+        let repeat = Repeats::new(
             settings.clone(),
             budget.clone(),
             service_time.clone(),
@@ -165,9 +198,11 @@ impl Upstream {
                     config.log.ids,
                 )
             }))
-            .service(attempt);
+            .service(Attempts(Arc::new(move |outbound| {
+                Box::pin(attempt(outbound))
+            })));
         Upstream {
-            stack: BoxCloneSyncService::new(stack),
+            stack,
             breaker,
             budget,
             refused,

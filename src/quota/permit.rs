@@ -41,10 +41,11 @@ impl Permit {
         }
     }
 
-    /// Whether the attempt may still leave at `now`. What a shared store gave is for a moment: a
-    /// process that was stopped since gives it back.
-    pub fn is_usable(&self, now: Instant) -> bool {
-        self.lease.as_ref().is_none_or(|lease| lease.is_usable(now))
+    /// Whether the attempt may still leave. What a shared store gave is for a moment: a process that
+    /// was stopped since gives it back.
+    pub fn is_usable(&self) -> bool {
+        let lease = self.lease.as_ref();
+        lease.is_none_or(|lease| lease.is_usable(clock::now()))
     }
 
     /// The windows that it holds slots in.

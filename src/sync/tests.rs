@@ -130,10 +130,10 @@ impl World {
             config.quota.message_extension.limit,
             config.quota.api.limit,
         ];
-        let attempt = tower::service_fn({
+        let attempt = {
             let journal = journal.clone();
-            move |outbound: Outbound| attempt(journal.clone(), mood, limits, outbound)
-        });
+            move |outbound| attempt(journal.clone(), mood, limits, outbound)
+        };
         let settings = InForce::new(config.clone());
         let upstream = Upstream::new(&settings, attempt, metrics);
         let lanes = Lanes::new(

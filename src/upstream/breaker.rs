@@ -108,18 +108,18 @@ impl Breaker {
     /// Leave to make one attempt now. `None` if another one is probing already.
     pub fn try_leave(self: &Arc<Self>) -> Option<Leave> {
         let mut state = self.state.lock();
-        let decision = state.decide(clock::now());
-        match decision {
-            Decision::Send => Some(Leave {
-                breaker: self.clone(),
-                probing: false,
-            }),
+        let leave = |probing| Leave {
+            breaker: self.clone(),
+            probing,
+        };
+        if let Phase::Closed { .. } = state.phase {
+            return Some(leave(false));
+        }
+        match state.decide(clock::now()) {
+            Decision::Send => Some(leave(false)),
             Decision::Probe => {
                 state.probe();
-                Some(Leave {
-                    breaker: self.clone(),
-                    probing: true,
-                })
+                Some(leave(true))
             }
             Decision::WaitUntil(_) | Decision::WaitForProbe => None,
         }

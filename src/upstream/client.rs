@@ -4,7 +4,7 @@ mod http1;
 mod idle;
 mod negotiated;
 
-use std::{error::Error, future::Future, pin::Pin, sync::Arc, task::Poll, time::Duration};
+use std::{error::Error, future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, Request, StatusCode, Uri, header, response};
@@ -14,7 +14,7 @@ use hyper_util::client::legacy::connect::{Connect, Connection};
 use serde::Deserialize;
 use tower::Service;
 
-use super::{Failure, Outbound};
+use super::{BoxFuture, Failure, Outbound};
 use crate::{
     call::Reply,
     clock::{self, Instant},
@@ -25,8 +25,6 @@ use negotiated::Negotiated;
 
 /// The largest reply that is taken. The API's own limit is 1 MB (code 10018).
 pub const MAX_REPLY_BYTES: usize = 8 << 20;
-
-type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Makes transports to the upstream: TCP and TLS in service, in-process pipes in tests.
 pub trait Connector:
@@ -99,10 +97,18 @@ impl Attempt {
             call_timeout,
         }))
     }
+
+    /// Sends a call and reads its reply, once.
+    pub fn send(
+        &self,
+        outbound: Outbound,
+    ) -> impl Future<Output = Result<Reply, Failure>> + Send + use<> {
+        self.0.clone().send(outbound)
+    }
 }
 
 impl Way {
-    async fn send(&self, outbound: Outbound) -> Result<Reply, Failure> {
+    async fn send(self: Arc<Self>, outbound: Outbound) -> Result<Reply, Failure> {
         let Outbound {
             head,
             body,
@@ -110,27 +116,26 @@ impl Way {
             command,
             ..
         } = outbound;
-        let deadline = clock::now() + self.call_timeout;
+        let now = clock::now();
+        let deadline = now + self.call_timeout;
         let mut request = Request::new(Full::new(body));
         *request.uri_mut() = head.target.clone().into();
         *request.method_mut() = head.method.clone();
         *request.headers_mut() = head.headers.clone();
-        let attempt = trip
-            .span
-            .attempt(trip.attempts(), request.method(), clock::now());
+        let attempt = trip.span.attempt(trip.attempts(), request.method(), now);
         attempt.inject(request.headers_mut());
-        let exchange = async {
-            match &self.protocol {
-                Protocol::Http1(lines) => lines.exchange(request, deadline).await,
-                Protocol::Negotiated(negotiated) => negotiated.exchange(request).await,
+        let result = match &self.protocol {
+            Protocol::Http1(lines) => lines.exchange(request, deadline).await,
+            Protocol::Negotiated(negotiated) => {
+                clock::by(deadline, negotiated.exchange(request)).await
             }
         };
-        let result = match clock::by(deadline, exchange).await {
+        let result = match result {
             Some(Ok(whole)) => reply(whole, &head.method, command.is_some()),
             Some(Err(failure)) => Err(failure),
             None => Err(Failure::TimedOut(self.call_timeout)),
         };
-        attempt.end(&result, clock::now());
+        attempt.end(&result);
         result
     }
 }
@@ -158,21 +163,6 @@ fn reply(whole: Whole, method: &Method, is_looked_into: bool) -> Result<Reply, F
         code,
         at,
     })
-}
-
-impl Service<Outbound> for Attempt {
-    type Response = Reply;
-    type Error = Failure;
-    type Future = BoxFuture<Result<Reply, Failure>>;
-
-    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> Poll<Result<(), Failure>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, outbound: Outbound) -> Self::Future {
-        let way = self.0.clone();
-        Box::pin(async move { way.send(outbound).await })
-    }
 }
 
 /// What belongs to one connection and not to the message (RFC 9110, 7.6.1).

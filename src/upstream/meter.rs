@@ -174,7 +174,7 @@ async fn permit(
 ) -> Result<(Permit, Leave), Failure> {
     loop {
         let permit = match outbound.permit.take() {
-            Some(permit) if permit.is_usable(clock::now()) => permit,
+            Some(permit) if permit.is_usable() => permit,
             Some(stale) => {
                 stale.refund();
                 continue;
@@ -194,7 +194,7 @@ async fn permit(
                 return Err(Failure::NoPermit);
             }
             // It waited too long, wherever the process was meanwhile.
-            Some(_) if !permit.is_usable(clock::now()) => permit.refund(),
+            Some(_) if !permit.is_usable() => permit.refund(),
             Some(leave) => return Ok((permit, leave)),
             // Another call probes: the slot is better used by nobody than held.
             None => permit.refund(),

@@ -20,7 +20,7 @@ use http::{HeaderValue, Request, Uri, header};
 use http_body_util::Full;
 use hyper::{
     body::Body as _,
-    client::conn::http1::{Connection, SendRequest, handshake},
+    client::conn::http1::{Builder, Connection, SendRequest},
     rt::{Read, Write},
 };
 use tower::ServiceExt as _;
@@ -28,7 +28,7 @@ use tower::ServiceExt as _;
 use super::{BoxFuture, Connector, MAX_REPLY_BYTES, Whole, idle::Idle, innermost};
 use crate::{
     body::Pieces,
-    clock::{self, Instant},
+    clock::{self, Alarm, Instant},
     config::UpstreamUrl,
     upstream::Failure,
 };
@@ -42,6 +42,12 @@ pub(super) struct Lines {
 
 /// One of them, which is not in use or in use by one call.
 pub(super) struct Line {
+    carrier: Carrier,
+    alarm: Alarm,
+}
+
+/// What carries the calls.
+struct Carrier {
     sender: SendRequest<Full<Bytes>>,
     driven: Driven,
 }
@@ -99,13 +105,12 @@ impl Lines {
         }
     }
 
-    /// Sends a request and reads its reply. Nothing is written after `deadline`, when the caller
-    /// gives up anyway.
+    /// Sends a request and reads its reply; `None` if that is not done by `deadline`.
     pub(super) async fn exchange(
         &self,
         mut request: Request<Full<Bytes>>,
         deadline: Instant,
-    ) -> Result<Whole, Failure> {
+    ) -> Option<Result<Whole, Failure>> {
         // The caller's names the gateway.
         request
             .headers_mut()
@@ -115,16 +120,20 @@ impl Lines {
             let is_new = kept.is_none();
             let mut line = match kept {
                 Some(line) => line,
-                None => self.connect(deadline).await?,
+                None => match self.connect(deadline).await {
+                    Ok(line) => line,
+                    Err(failure) => return Some(Err(failure)),
+                },
             };
-            match line.exchange(request).await {
+            match line.exchange_by(deadline, request).await? {
                 Ok(whole) => {
-                    self.idle.put(line);
-                    return Ok(whole);
+                    self.idle.put(line, whole.at);
+                    return Some(Ok(whole));
                 }
-                Err(Broken::Lost(why)) => return Err(Failure::Lost(why)),
+                Err(Broken::Lost(why)) => return Some(Err(Failure::Lost(why))),
                 Err(Broken::Unsent(_)) if is_new => {
-                    return Err(Failure::Unreachable("it closes new connections".to_owned()));
+                    let why = "it closes new connections".to_owned();
+                    return Some(Err(Failure::Unreachable(why)));
                 }
                 Err(Broken::Unsent(back)) => request = *back,
             }
@@ -140,19 +149,35 @@ impl Lines {
 
 impl Line {
     async fn over(transport: Box<dyn Transport>) -> hyper::Result<Line> {
-        let (sender, connection) = handshake(transport).await?;
+        // The kernel takes one piece of memory for less than two.
+        let (sender, connection) = Builder::new().writev(false).handshake(transport).await?;
         Ok(Line {
-            sender,
-            driven: Driven::new(connection),
+            carrier: Carrier {
+                sender,
+                driven: Driven::new(connection),
+            },
+            alarm: Alarm::default(),
         })
     }
 
     /// Whether it can carry a call, as far as can be known here.
     pub(super) fn is_usable(&mut self) -> bool {
-        self.driven.go_on(&mut Context::from_waker(Waker::noop()));
-        self.sender.is_ready()
+        let Carrier { sender, driven } = &mut self.carrier;
+        driven.go_on(&mut Context::from_waker(Waker::noop()));
+        sender.is_ready()
     }
 
+    async fn exchange_by(
+        &mut self,
+        deadline: Instant,
+        request: Request<Full<Bytes>>,
+    ) -> Option<Result<Whole, Broken>> {
+        let exchange = pin!(self.carrier.exchange(request));
+        self.alarm.by(deadline, exchange).await
+    }
+}
+
+impl Carrier {
     /// Sends a request and reads its reply. Given up before its end, the connection is of no use any
     /// more.
     async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Result<Whole, Broken> {

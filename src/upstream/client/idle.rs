@@ -14,8 +14,8 @@ use crate::{
     workers::EachWorker,
 };
 
-/// How long an idle connection is kept: shorter than the 60 to 75 s of usual servers, so that a
-/// call rarely meets one that is being closed.
+/// How long an idle connection is kept, and until the next sweep: shorter than the 60 to 75 s of usual
+/// servers, so that a call rarely meets one that is being closed.
 pub(super) const KEPT: Duration = Duration::from_secs(30);
 
 /// How often those are closed that are idle for longer, or that the upstream has closed.
@@ -40,20 +40,17 @@ impl Idle {
     pub(super) fn take(&self) -> Option<Box<Line>> {
         let mut own = self.0.get().lock();
         loop {
-            let (mut line, since) = own.lines.pop()?;
-            if clock::now() - since < KEPT && line.is_usable() {
+            let (mut line, _) = own.lines.pop()?;
+            if line.is_usable() {
                 return Some(line);
             }
         }
     }
 
-    /// One whose call is over.
-    pub(super) fn put(self: &Arc<Self>, mut line: Box<Line>) {
-        if !line.is_usable() {
-            return;
-        }
+    /// One whose call was over at `now`. Whether it can carry another is seen when it is taken.
+    pub(super) fn put(self: &Arc<Self>, line: Box<Line>, now: Instant) {
         let mut own = self.0.get().lock();
-        own.lines.push((line, clock::now()));
+        own.lines.push((line, now));
         if !std::mem::replace(&mut own.is_swept, true) {
             drop(own);
             tokio::spawn(sweep(Arc::downgrade(self)));
