@@ -11,7 +11,7 @@ use std::{future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{HeaderValue, Method, Request, Response, Version, header};
+use http::{HeaderValue, Method, Response, Version, header, request::Parts};
 use tower::ServiceExt as _;
 
 use crate::{
@@ -92,17 +92,18 @@ impl Gateway {
         &self.lanes.room
     }
 
-    /// Answers one request of `caller`, whose body is still to be read by `body`. Dropped before it
-    /// is ready, the caller has left: what waits leaves too, what was sent goes on.
-    pub async fn handle<F>(&self, caller: Caller, request: Request<()>, body: F) -> Response<Bytes>
+    /// Answers one request of `caller`, whose body is still to be read by `body`; of its head is taken
+    /// what goes on. Dropped before it is ready, the caller has left: what waits leaves too, what was
+    /// sent goes on.
+    pub async fn handle<F>(&self, caller: Caller, head: &mut Parts, body: F) -> Response<Bytes>
     where
         F: Future<Output = Body>,
     {
         let received = clock::now();
-        let found = self.find(request.uri().path());
+        let found = self.find(head.uri.path());
         let label = found.label();
         let span = match &self.traces {
-            Some(traces) => traces.request(label, request.headers(), received),
+            Some(traces) => traces.request(label, &head.headers, received),
             None => Span::default(),
         };
         let mut ending = Ending {
@@ -115,7 +116,7 @@ impl Gateway {
         };
         let served = tokio::select! {
             biased;
-            served = self.serve(caller, found, request, body, &mut ending) => served,
+            served = self.serve(caller, found, head, body, &mut ending) => served,
             () = self.lifecycle.expired() => Err(draining().into()),
         };
         let Rendered {
@@ -153,12 +154,12 @@ impl Gateway {
         &self,
         caller: Caller,
         command: Option<&Command>,
-        request: &Request<()>,
+        head: &Parts,
     ) -> Result<Caller, Refusal> {
         let Some(access) = &self.keys.access else {
             return Ok(caller);
         };
-        match access.check(request.headers(), request.uri().path()) {
+        match access.check(&head.headers, head.uri.path()) {
             Ok(name) => Ok(Caller::Token(name)),
             Err(denied) => {
                 self.metrics.denied(denied);
@@ -171,7 +172,7 @@ impl Gateway {
         &self,
         caller: Caller,
         found: Found,
-        request: Request<()>,
+        head: &mut Parts,
         body: F,
         ending: &mut Ending<'_>,
     ) -> Result<Answer, NoAnswer>
@@ -179,9 +180,9 @@ impl Gateway {
         F: Future<Output = Body>,
     {
         // Whoever may not call is not read either.
-        let caller = self.enter(caller, found.command(), &request)?;
+        let caller = self.enter(caller, found.command(), head)?;
         let body = body.await?;
-        let answer = match self.begin(caller, found, request, body, ending)? {
+        let answer = match self.begin(caller, found, head, body, ending)? {
             Begun::InLane(waiting) => waiting.answer().await,
             Begun::Own(running, trip, deadline) => self.wait(running, &trip, deadline).await,
             Begun::Shared(reading, deadline) => {
@@ -201,18 +202,17 @@ impl Gateway {
         &self,
         caller: Caller,
         found: Found,
-        request: Request<()>,
+        parts: &mut Parts,
         body: Bytes,
         ending: &mut Ending<'_>,
     ) -> Result<Begun<'_>, Refusal> {
         let received = ending.received;
-        let (parts, ()) = request.into_parts();
         let wishes = headers::Wishes::of(&parts.headers, &self.settings.get())?;
         let deadline = received + wishes.deadline;
         let target = parts.uri.path_and_query().cloned().ok_or_else(|| {
             Refusal::invalid(error::BAD_REQUEST, "the request target has no path")
         })?;
-        let mut headers = parts.headers;
+        let mut headers = std::mem::take(&mut parts.headers);
         let has_body = headers.contains_key(header::TRANSFER_ENCODING)
             || headers.contains_key(header::CONTENT_LENGTH)
             // HTTP/2 says that there is none by ending the stream.
@@ -231,7 +231,7 @@ impl Gateway {
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
         let mut head = Head {
-            method: parts.method,
+            method: std::mem::take(&mut parts.method),
             target,
             headers,
         };

@@ -43,9 +43,9 @@ use crate::{
     watch::FromFiles,
     workers::Workers,
 };
-use activity::{Activity, Timeouts};
+use activity::{Activity, Serving, Timeouts};
 use hygiene::HeadLimits;
-use woken::{Bell, woken};
+use woken::{Bell, Woken};
 
 /// What is read and thrown away of a body that is too large, so that its sender gets to read the
 /// answer instead of a reset connection.
@@ -275,7 +275,7 @@ pub async fn connection<IO>(
     let service = service_fn(|request: Request<Incoming>| {
         // A call goes by the settings of its time; what its connection was made with stays.
         let limits = Limits::of(&settings);
-        let (gateway, caller, activity) = (gateway.clone(), caller.clone(), activity.clone());
+        let (gateway, caller) = (gateway.clone(), caller.clone());
         let multiplexed = request.version() == Version::HTTP_2;
         let serving = activity.call(multiplexed);
         let bell = if multiplexed {
@@ -283,15 +283,7 @@ pub async fn connection<IO>(
         } else {
             bell.clone()
         };
-        async move {
-            let response = pin!(async {
-                activity.taken().await;
-                answer(&gateway, caller, request, limits).await
-            });
-            let response = woken(bell, response).await;
-            drop(serving);
-            Ok::<_, Infallible>(response.map(Full::new))
-        }
+        Woken::new(answer(gateway, caller, request, limits, serving), bell)
     });
     let builder = builder(limits);
     let connection = builder.serve_connection(TokioIo::new(activity.watch(io)), service);
@@ -378,31 +370,35 @@ fn broken_rule(error: &(dyn std::error::Error + 'static)) -> Option<Bound> {
     }
 }
 
-/// The answer to one request.
-async fn answer(
-    gateway: &Gateway,
+/// The answer to one request. Of its parts none is moved once it has begun: it would lie twice in the
+/// memory of each call that waits.
+fn answer(
+    gateway: Arc<Gateway>,
     caller: Caller,
     request: Request<Incoming>,
     limits: Limits,
-) -> Response<Bytes> {
+    serving: Serving,
+) -> impl Future<Output = Result<Response<Full<Bytes>>, Infallible>> {
     let (mut head, incoming) = request.into_parts();
     let hygiene = hygiene::check(&head, limits.head);
     let is_tunnel = head.method == Method::CONNECT;
     if let Some(proto) = limits.forwarded {
         forwarded::add(&mut head.headers, &caller, proto);
     }
-    // Handed on by reference: a future that is handed on as it is lies in each one around it.
-    let body = pin!(async {
-        hygiene?;
-        read(incoming, &limits, gateway.room()).await
-    });
-    let request = Request::from_parts(head, ());
-    let mut response = gateway.handle(caller, request, body).await;
-    if is_tunnel {
-        // Whatever `listen.status_codes`: any 2xx would open the tunnel (RFC 9110, 9.3.6).
-        *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    async move {
+        serving.connection().taken().await;
+        let body = pin!(async {
+            hygiene?;
+            read(incoming, &limits, gateway.room()).await
+        });
+        let mut response = gateway.handle(caller, &mut head, body).await;
+        if is_tunnel {
+            // Whatever `listen.status_codes`: any 2xx would open the tunnel (RFC 9110, 9.3.6).
+            *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+        }
+        drop(serving);
+        Ok(response.map(Full::new))
     }
-    response
 }
 
 /// The whole body, under the limits of size and time.

@@ -348,8 +348,9 @@ mod tests {
                 let path = group_attributes::SET.path;
                 let target = format!("{path}?sdkappid=1&identifier=a&usersig=s");
                 let request = Request::post(target).body(()).unwrap();
+                let (mut head, ()) = request.into_parts();
                 let body = async { Ok(Bytes::from(body)) };
-                gateway.handle(Caller::Local, request, body).await
+                gateway.handle(Caller::Local, &mut head, body).await
             });
         }
         clock::sleep(Duration::from_millis(1)).await;

@@ -195,6 +195,13 @@ impl Activity {
 #[derive(Debug)]
 pub(super) struct Serving(Arc<Activity>);
 
+impl Serving {
+    /// What it is served on.
+    pub(super) fn connection(&self) -> &Activity {
+        &self.0
+    }
+}
+
 impl Drop for Serving {
     fn drop(&mut self) {
         self.0.state.lock().end(clock::now());

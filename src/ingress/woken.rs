@@ -4,7 +4,6 @@
 //! call lies within its connection: all of it would be polled for nothing.
 
 use std::{
-    future::poll_fn,
     pin::Pin,
     sync::{
         Arc,
@@ -14,6 +13,7 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
+use pin_project_lite::pin_project;
 
 /// Wakes the task of a call, and remembers that the call is to be polled.
 #[derive(Debug, Default)]
@@ -22,20 +22,40 @@ pub(super) struct Bell {
     has_rung: AtomicBool,
 }
 
-/// Polls `call` once, and then for each time that its bell has rung. No other call may have that bell
-/// at the same time.
-pub(super) async fn woken<F: Future>(bell: Arc<Bell>, mut call: Pin<&mut F>) -> F::Output {
-    bell.has_rung.store(true, Ordering::Relaxed);
-    let waker = Waker::from(bell.clone());
-    poll_fn(|cx| {
+pin_project! {
+    /// A call that is polled once, and then for each time that its bell has rung.
+    pub(super) struct Woken<F> {
+        #[pin]
+        call: F,
+        bell: Arc<Bell>,
+        waker: Waker,
+    }
+}
+
+impl<F> Woken<F> {
+    /// `call`, the only one that has this bell now.
+    pub(super) fn new(call: F, bell: Arc<Bell>) -> Woken<F> {
+        bell.has_rung.store(true, Ordering::Relaxed);
+        Woken {
+            call,
+            waker: bell.clone().into(),
+            bell,
+        }
+    }
+}
+
+impl<F: Future> Future for Woken<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
         // Before the look, so that none rings for the task that polled before.
-        bell.task.register(cx.waker());
-        if !bell.has_rung.swap(false, Ordering::AcqRel) {
+        this.bell.task.register(cx.waker());
+        if !this.bell.has_rung.swap(false, Ordering::AcqRel) {
             return Poll::Pending;
         }
-        call.as_mut().poll(&mut Context::from_waker(&waker))
-    })
-    .await
+        this.call.poll(&mut Context::from_waker(this.waker))
+    }
 }
 
 impl Wake for Bell {
@@ -51,7 +71,7 @@ impl Wake for Bell {
 
 #[cfg(test)]
 mod tests {
-    use std::{pin::pin, sync::atomic::AtomicU32};
+    use std::{future::poll_fn, pin::pin, sync::atomic::AtomicU32};
 
     use futures_util::task::noop_waker_ref;
     use parking_lot::Mutex;
@@ -103,8 +123,7 @@ mod tests {
             &mut Context::from_waker(&waker),
         );
         {
-            let call = pin!(watch.call());
-            let mut first = pin!(woken(Arc::clone(&bell), call));
+            let mut first = pin!(Woken::new(watch.call(), Arc::clone(&bell)));
             assert!(first.as_mut().poll(idle).is_pending());
             assert!(first.as_mut().poll(own).is_pending());
             assert_eq!(watch.polls(), 1, "nothing had happened to it");
@@ -118,18 +137,17 @@ mod tests {
             assert!(first.as_mut().poll(own).is_pending());
             assert_eq!(watch.polls(), 2);
         }
-        let call = pin!(watch.call());
-        let mut second = pin!(woken(bell, call));
+        let mut second = pin!(Woken::new(watch.call(), bell));
         assert!(second.as_mut().poll(own).is_pending());
         assert_eq!(watch.polls(), 3, "the next call has not been looked at");
     }
 
     #[tokio::test]
     async fn a_call_should_be_ready_when_what_it_waits_for_is() {
-        let call = pin!(async {
+        let call = async {
             tokio::task::yield_now().await;
             tokio::spawn(async { 7 }).await.unwrap()
-        });
-        assert_eq!(woken(Arc::default(), call).await, 7);
+        };
+        assert_eq!(Woken::new(call, Arc::default()).await, 7);
     }
 }

@@ -193,14 +193,13 @@ impl World {
     /// Sends a request and waits for its answer.
     pub(crate) async fn request(&self, request: Request<&str>) -> Heard {
         let started = clock::now();
-        let (parts, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let body = Bytes::copy_from_slice(body.as_bytes());
+        let caller = self.caller.clone();
         let response = self
             .core
             .gateway
-            .handle(self.caller.clone(), Request::from_parts(parts, ()), async {
-                Ok(body)
-            })
+            .handle(caller, &mut head, async { Ok(body) })
             .await;
         let (parts, body) = response.into_parts();
         let status = parts.status.as_u16();

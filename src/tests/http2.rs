@@ -107,7 +107,11 @@ impl World {
         let request = Request::post(uri).body(()).expect("a legal request");
         let body = Bytes::copy_from_slice(body.as_bytes());
         let body = async { Ok(body) };
-        self.core.gateway.handle(Caller::Local, request, body).await
+        let (mut head, ()) = request.into_parts();
+        self.core
+            .gateway
+            .handle(Caller::Local, &mut head, body)
+            .await
     }
 
     /// A write to the group, which may be repeated.

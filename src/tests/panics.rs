@@ -106,13 +106,14 @@ async fn play() {
             let query = format!("sdkappid=88888888&identifier=admin&usersig={SIGNATURE}");
             let target = format!("/v4/group_open_http_svc/set_group_attr?{query}");
             let request = Request::post(target).body(()).expect("a legal target");
+            let (mut head, ()) = request.into_parts();
             let value = format!(r#"{{"key":"k","value":"{VALUE}"}}"#);
             let body = Bytes::from(format!(r#"{{"GroupId":"g","GroupAttr":[{value}]}}"#));
             let body = async move {
                 assert!(!breaks, "{body:?} of {SIGNATURE}");
                 Ok(body)
             };
-            core.gateway.handle(Caller::Local, request, body).await
+            core.gateway.handle(Caller::Local, &mut head, body).await
         }
     };
     let broken = tokio::spawn(call(true)).await;
