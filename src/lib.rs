@@ -48,6 +48,7 @@ pub mod upstream;
 pub mod workers;
 
 pub mod admin;
+pub mod descriptors;
 pub mod log;
 pub mod metrics;
 pub mod reload;

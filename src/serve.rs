@@ -13,6 +13,7 @@ use crate::{
     admin::Admin,
     clock::{self, Instant},
     config::{Config, InForce, Scheme},
+    descriptors,
     gateway::Gateway,
     ingress::Ingress,
     keys::{Keys, Watches},
@@ -266,7 +267,14 @@ pub async fn serve(config: Config, keys: Keys, source: Source) -> io::Result<Exi
         upstream = %config.upstream.url,
         "chat-gateway is ready"
     );
-    for warning in bound.core.keys.warnings(&config) {
+    let open_files = descriptors::raise(config.listen.max_connections);
+    for warning in bound
+        .core
+        .keys
+        .warnings(&config)
+        .into_iter()
+        .chain(open_files)
+    {
         tracing::warn!("{warning}");
     }
     announce_windows(&config, &bound.core.lanes.quota);

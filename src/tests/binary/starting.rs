@@ -1,10 +1,12 @@
 //! A start: soon ready, small, and careful with windows that the process before may have spent.
 
+use std::{process::Command, time::Duration};
+
 use chat_gateway::clock;
-use std::time::Duration;
+use tempfile::NamedTempFile;
 
 use super::{
-    process::Gateway,
+    process::{Gateway, Process, program, settings},
     recorder::{OK, Recorder},
     wire::{SET, call, one_attribute, request},
 };
@@ -100,4 +102,36 @@ async fn the_log_should_say_which_windows_start_empty() {
             .count(),
         1
     );
+}
+
+/// Starts a gateway with so many open files allowed at first and in the end.
+fn with_open_files(soft: u64, hard: u64, settings: &NamedTempFile) -> Process {
+    let file = settings.path().to_str().expect("a name of letters");
+    let gateway = program(&["serve", "--config", file]);
+    let script = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" \"$@\"");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script]).arg(gateway.get_program());
+    Process::start(shell.args(gateway.get_args()).env_clear())
+}
+
+#[tokio::test]
+async fn as_many_files_should_be_open_as_the_system_allows_and_too_few_be_said() {
+    for (connections, is_enough) in [(568, true), (569, false)] {
+        let settings = settings(&format!(
+            "[upstream]\nurl = \"http://127.0.0.1:1\"\n[listen]\ntraffic = \"127.0.0.1:0\"\n\
+             admin = \"127.0.0.1:0\"\nmax_connections = {connections}\n"
+        ));
+        let process = with_open_files(300, 1_200, &settings);
+        let ready = |line: &str| line.contains("this window starts empty");
+        process.stderr_line(ready).await;
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.id())).unwrap();
+        let line = limits
+            .lines()
+            .find(|line| line.starts_with("Max open files"));
+        let soft = line.and_then(|line| line.split_whitespace().nth(3));
+        assert_eq!(soft, Some("1200"), "{limits}");
+        let warning =
+            format!("listen.max_connections is {connections}, for which up to 1202 files");
+        assert_ne!(process.stderr().contains(&warning), is_enough);
+    }
 }
