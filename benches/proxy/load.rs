@@ -11,7 +11,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{Result, process, upstream::message_end};
+use crate::{
+    Result, process,
+    upstream::{self, message_end},
+};
 
 /// What to call.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -51,6 +54,10 @@ pub struct Order {
     /// Calls a second over all connections, from a schedule; 0 for a closed loop.
     #[arg(long, default_value_t = 0)]
     pub rate: u64,
+    /// Answers as the upstream on this port besides, so that no other process wants the core; 0 for not.
+    /// What is due is watched for and not slept for then: to the microsecond.
+    #[arg(long, default_value_t = 0)]
+    pub upstream: u16,
 }
 
 /// What came of a load.
@@ -71,7 +78,12 @@ pub struct Outcome {
 /// Makes the calls and prints the outcome as one line of JSON.
 pub fn run(order: &Order) -> Result<()> {
     let order = order.clone();
-    process::one_thread(async move {
+    // Who watches the clock must not keep others from what has come for them.
+    let steps = if order.upstream == 0 { 61 } else { 1 };
+    process::one_thread(steps, async move {
+        if order.upstream != 0 {
+            tokio::spawn(upstream::answer(upstream::listen(order.upstream).await?));
+        }
         let mut streams = Vec::new();
         for _ in 0..order.connections {
             let stream = TcpStream::connect(("127.0.0.1", order.port)).await?;
@@ -142,7 +154,12 @@ async fn caller(
         let place = made * gap + number as u64 * 1_000_000_000;
         if let Some(nanos) = place.checked_div(order.rate) {
             due = start + Duration::from_nanos(nanos);
-            tokio::time::sleep_until(due.into()).await;
+            if order.upstream == 0 {
+                tokio::time::sleep_until(due.into()).await;
+            }
+            while Instant::now() < due {
+                tokio::task::yield_now().await;
+            }
         }
         if Instant::now() >= end || (order.calls > 0 && made >= order.calls as u64) {
             break;
@@ -182,7 +199,8 @@ async fn exchange(stream: &mut TcpStream, request: &[u8], buffer: &mut Vec<u8>) 
     }
 }
 
-fn request(kind: Kind, key: &str, number: usize, filler: &str) -> Vec<u8> {
+/// The target and the body of a call.
+pub fn content(kind: Kind, key: &str, number: usize, filler: &str) -> (String, String) {
     let (command, body) = match kind {
         Kind::Unknown => (
             "group_open_http_svc/send_group_msg",
@@ -210,10 +228,18 @@ fn request(kind: Kind, key: &str, number: usize, filler: &str) -> Vec<u8> {
             ),
         ),
     };
+    let target = format!(
+        "/v4/{command}?sdkappid=88888888&identifier=administrator&usersig=xxx&random=99999999\
+         &contenttype=json"
+    );
+    (target, body)
+}
+
+fn request(kind: Kind, key: &str, number: usize, filler: &str) -> Vec<u8> {
+    let (target, body) = content(kind, key, number, filler);
     let length = body.len();
     format!(
-        "POST /v4/{command}?sdkappid=88888888&identifier=administrator\
-         &usersig=xxx&random=99999999&contenttype=json HTTP/1.1\r\nhost: 127.0.0.1\r\n\
+        "POST {target} HTTP/1.1\r\nhost: 127.0.0.1\r\n\
          content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
     )
     .into_bytes()

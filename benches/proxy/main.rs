@@ -10,6 +10,7 @@ mod plot;
 mod process;
 mod scenario;
 mod upstream;
+mod waiting;
 
 use std::{error::Error, path::PathBuf};
 
@@ -35,6 +36,14 @@ enum What {
     Upstream {
         /// Where.
         port: u16,
+    },
+    /// A process of the bench: makes calls that wait.
+    #[command(hide = true)]
+    Wait {
+        /// Where.
+        port: u16,
+        /// How many.
+        calls: usize,
     },
     /// A process of the bench: makes calls and prints what came of them.
     #[command(hide = true)]
@@ -66,6 +75,7 @@ fn main() -> Result<()> {
         What::Run(run) => scenario::table(&run),
         What::Growth(run) => scenario::growth(&run),
         What::Upstream { port } => upstream::run(port),
+        What::Wait { port, calls } => waiting::run(port, calls),
         What::Load(order) => load::run(&order),
     }
 }

@@ -16,7 +16,20 @@ impl Rounds {
 
     /// Round by round over another's, so that what disturbed a round meets both.
     pub fn over(&self, other: &Rounds) -> Rounds {
-        Rounds((self.0.iter().zip(&other.0)).map(|(a, b)| a / b).collect())
+        self.with(other, |own, other| own / other)
+    }
+
+    /// Round by round less another's.
+    pub fn less(&self, other: &Rounds) -> Rounds {
+        self.with(other, |own, other| own - other)
+    }
+
+    fn with(&self, other: &Rounds, of: fn(f64, f64) -> f64) -> Rounds {
+        Rounds(
+            (self.0.iter().zip(&other.0))
+                .map(|(a, b)| of(*a, *b))
+                .collect(),
+        )
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use plotters::prelude::*;
+use plotters::{coord::Shift, prelude::*};
 
 use crate::Result;
 
@@ -10,41 +10,61 @@ use crate::Result;
 pub struct Series {
     /// What grows.
     pub name: &'static str,
-    /// How many there are, and the microseconds of CPU per call.
-    pub points: Vec<(f64, f64)>,
+    /// From few to many.
+    pub points: Vec<Point>,
 }
 
-/// Draws every series over the same axes, the numbers on a logarithmic one.
+/// What was measured with so many.
+pub struct Point {
+    /// How many there are; 0 is drawn at 1.
+    pub count: usize,
+    /// Microseconds of CPU per call.
+    pub cpu: f64,
+    /// MiB that the process holds.
+    pub memory: f64,
+}
+
+/// Draws the CPU of every series, and its memory below, the numbers on a logarithmic axis.
 pub fn draw(file: &Path, all: &[Series]) -> Result<()> {
-    let most = |of: fn(&(f64, f64)) -> f64| {
-        all.iter()
-            .flat_map(|series| series.points.iter().map(of))
-            .fold(1.0, f64::max)
-    };
-    let (right, top) = (most(|point| point.0), most(|point| point.1) * 1.2);
-    let area = SVGBackend::new(file, (800, 480)).into_drawing_area();
+    let area = SVGBackend::new(file, (800, 900)).into_drawing_area();
     area.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&area)
+    let (above, below) = area.split_vertically(450);
+    chart(&above, "CPU per call, microseconds", all, |point| point.cpu)?;
+    chart(&below, "Resident memory, MiB", all, |point| point.memory)?;
+    area.present()?;
+    Ok(())
+}
+
+fn chart(
+    area: &DrawingArea<SVGBackend<'_>, Shift>,
+    caption: &str,
+    all: &[Series],
+    of: fn(&Point) -> f64,
+) -> Result<()> {
+    let right = |point: &Point| point.count.max(1) as f64;
+    let points = || all.iter().flat_map(|series| &series.points);
+    let most = points().map(right).fold(1.0, f64::max);
+    let top = points().map(of).fold(1.0, f64::max) * 1.2;
+    let mut chart = ChartBuilder::on(area)
         .margin(16)
-        .caption("CPU per call, microseconds", ("sans-serif", 20))
+        .caption(caption, ("sans-serif", 20))
         .x_label_area_size(36)
-        .y_label_area_size(48)
-        .build_cartesian_2d((1.0..right).log_scale(), 0.0..top)?;
+        .y_label_area_size(56)
+        .build_cartesian_2d((1.0..most).log_scale(), 0.0..top)?;
     chart.configure_mesh().draw()?;
     for (n, Series { name, points }) in all.iter().enumerate() {
         let color = Palette99::pick(n).to_rgba();
+        let line = points.iter().map(|point| (right(point), of(point)));
         chart
-            .draw_series(
-                LineSeries::new(points.iter().copied(), color.stroke_width(2)).point_size(4),
-            )?
+            .draw_series(LineSeries::new(line, color.stroke_width(2)).point_size(4))?
             .label(*name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color));
     }
     chart
         .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
         .background_style(WHITE)
         .border_style(BLACK)
         .draw()?;
-    area.present()?;
     Ok(())
 }

@@ -19,10 +19,12 @@ pub const OWN: &str = "0";
 /// The core of load and upstream.
 pub const OTHER: &str = "1";
 
-/// Runs on one thread of its own.
-pub fn one_thread<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+/// Runs on one thread of its own; after so many steps it looks what has come on its sockets, if there
+/// are more to make.
+pub fn one_thread<T>(steps: u32, future: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .event_interval(steps)
         .build()?
         .block_on(future)
 }
@@ -77,6 +79,13 @@ impl Process {
         Process::start(OTHER, &own, &["upstream", &port.to_string()], port)
     }
 
+    /// So many calls that wait at the gateway on `port`, for as long as this is there.
+    pub fn waiting(port: u16, calls: usize) -> Result<Process> {
+        let own = std::env::current_exe()?;
+        let arguments = ["wait", &port.to_string(), &calls.to_string()];
+        Process::start(OTHER, &own, &arguments, port)
+    }
+
     /// Time on a core so far, over all threads (`/proc/PID/task/*/schedstat`, nanoseconds).
     pub fn cpu(&self) -> Result<Duration> {
         let mut all = 0;
@@ -128,6 +137,7 @@ impl Load {
             ("--keys", order.keys as u64),
             ("--calls", order.calls as u64),
             ("--rate", order.rate),
+            ("--upstream", u64::from(order.upstream)),
         ] {
             command.arg(name).arg(value.to_string());
         }

@@ -12,8 +12,9 @@ use crate::{
     Result, Run,
     load::{Kind, Order},
     measure::{Rounds, row},
-    plot::{self, Series},
+    plot::{self, Point, Series},
     process::{Load, OTHER, OWN, Process, free_port, load},
+    waiting::STREAMS,
 };
 
 /// Nothing waits: every limit is out of reach.
@@ -42,7 +43,8 @@ struct Bench<'a> {
     run: &'a Run,
     folder: PathBuf,
     upstream: u16,
-    _upstream: Process,
+    /// Unless the load is the upstream, too.
+    _upstream: Option<Process>,
 }
 
 /// One proxy under load.
@@ -81,7 +83,7 @@ impl<'a> Bench<'a> {
             run,
             folder,
             upstream,
-            _upstream: Process::upstream(upstream)?,
+            _upstream: Some(Process::upstream(upstream)?),
         })
     }
 
@@ -94,7 +96,7 @@ impl<'a> Bench<'a> {
         let file = self.folder.join(format!("gateway-{port}.toml"));
         let settings = format!(
             "[listen]\ntraffic = \"127.0.0.1:{port}\"\nadmin = \"127.0.0.1:{admin}\"\n\
-             max_connections = 20000\n[upstream]\nurl = \"http://127.0.0.1:{upstream}\"\n{settings}"
+             max_connections = 20000\nmax_streams = {STREAMS}\n[upstream]\nurl = \"http://127.0.0.1:{upstream}\"\n{settings}"
         );
         fs::write(&file, settings)?;
         let file = file.display().to_string();
@@ -157,6 +159,7 @@ impl<'a> Bench<'a> {
             keys: 0,
             calls: 0,
             rate: 0,
+            upstream: 0,
         }
     }
 
@@ -307,32 +310,54 @@ limit = 1000000
 hold = "0s"
 "#;
 
+/// Load and upstream are one thread here: two would wait for each other on their core, and that is what
+/// would be measured.
 fn latency(bench: &Bench<'_>) -> Result<()> {
+    let bench = &Bench {
+        upstream: free_port()?,
+        run: bench.run,
+        folder: bench.folder.join("latency"),
+        _upstream: None,
+    };
+    fs::create_dir_all(&bench.folder)?;
     let gateway = bench.gateway(OWN, USUAL)?;
     let Some(nginx) = bench.peer("nginx")? else {
         return Ok(());
     };
-    let mut p50 = [Rounds::default(), Rounds::default()];
-    let mut p99 = [Rounds::default(), Rounds::default()];
+    let [mut direct, mut own, mut peers] = [(); 3].map(|()| [Rounds::default(), Rounds::default()]);
     for _ in 0..bench.run.rounds {
-        for (n, proxy) in [&gateway, &nginx].into_iter().enumerate() {
+        for (port, quantiles) in [
+            (bench.upstream, &mut direct),
+            (gateway.port, &mut own),
+            (nginx.port, &mut peers),
+        ] {
             let order = Order {
                 connections: 1,
                 rate: 1_000,
-                ..bench.order(proxy.port, Kind::Attributes)
+                upstream: bench.upstream,
+                ..bench.order(port, Kind::Attributes)
             };
             let outcome = load(&order)?;
-            p50[n].0.push(outcome.p50 as f64);
-            p99[n].0.push(outcome.p99 as f64 / 1e3);
+            quantiles[0].0.push(outcome.p50 as f64);
+            quantiles[1].0.push(outcome.p99 as f64);
         }
     }
     row(
-        "1 connection, 1,000 calls/s: p50 over nginx's",
-        p50[0].over(&p50[1]),
+        "1 connection, 1,000 calls/s: p50 without a proxy, us",
+        &direct[0],
+        "",
+    );
+    row("p50 with the gateway, us", &own[0], "");
+    row("p50 with nginx, us", &peers[0], "");
+    let added = |quantiles: &[Rounds; 2], n: usize| quantiles[n].less(&direct[n]);
+    let p50 = added(&own, 0).over(&added(&peers, 0));
+    row(
+        "p50 that the gateway adds, over what nginx adds",
+        p50,
         "1.3",
     );
-    row("the same: p99 in ms", &p99[0], "1");
-    row("the same: nginx's p99 in ms", &p99[1], "");
+    row("p99 that the gateway adds, us", added(&own, 1), "1000");
+    row("p99 that nginx adds, us", added(&peers, 1), "");
     Ok(())
 }
 
@@ -437,13 +462,7 @@ fn memory(bench: &Bench<'_>) -> Result<()> {
     };
     let before = gateway.process.resident()?;
     let crowd = Load::start(&crowd)?;
-    let began = Instant::now();
-    while gateway.metric("chat_gateway_queue_calls", "group_attributes")? < waiting as f64 * 0.95 {
-        if began.elapsed() > Duration::from_secs(60) {
-            return Err("not all of the calls wait".into());
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    all_wait(&gateway, waiting)?;
     let grown = gateway.process.resident()?.saturating_sub(before);
     row(
         "memory per connection with a waiting call of 300 B, KiB",
@@ -501,36 +520,94 @@ fn start(bench: &Bench<'_>) -> Result<()> {
 /// CPU per call and memory, as one thing grows.
 pub fn growth(run: &Run) -> Result<()> {
     let bench = Bench::new(run)?;
-    let mut all = Vec::new();
-    let mut series =
-        |name: &'static str, points: Vec<(f64, f64)>| all.push(Series { name, points });
-
-    let mut points = Vec::new();
-    for keys in [1, 10, 1_000, 100_000] {
-        let gateway = bench.gateway(OWN, OPEN_LONG)?;
-        let order = Order {
-            keys,
-            ..bench.order(gateway.port, Kind::Attributes)
-        };
-        load(&order)?;
-        points.push((keys as f64, cpu_per_call(&gateway, &order)?));
-    }
-    series("live keys", points);
-
-    let mut points = Vec::new();
-    for connections in [1, 10, 100, 1_000, 10_000] {
-        let gateway = bench.gateway(OWN, USUAL)?;
-        let order = Order {
-            connections,
-            ..bench.order(gateway.port, Kind::Attributes)
-        };
-        points.push((connections as f64, cpu_per_call(&gateway, &order)?));
-    }
-    series("connections", points);
+    let all = [
+        Series {
+            name: "live keys",
+            points: grow(&[1, 10, 1_000, 100_000], |keys| {
+                let gateway = bench.gateway(OWN, OPEN_LONG)?;
+                let order = Order {
+                    keys,
+                    ..bench.order(gateway.port, Kind::Attributes)
+                };
+                // All of them live before the first round counts.
+                load(&Order {
+                    calls: keys / 64 + 1,
+                    millis: 60_000,
+                    ..order.clone()
+                })?;
+                point(&bench, &gateway, keys, &order)
+            })?,
+        },
+        Series {
+            name: "connections",
+            points: grow(&[1, 10, 100, 1_000, 10_000], |connections| {
+                let gateway = bench.gateway(OWN, USUAL)?;
+                let order = Order {
+                    connections,
+                    ..bench.order(gateway.port, Kind::Attributes)
+                };
+                point(&bench, &gateway, connections, &order)
+            })?,
+        },
+        Series {
+            name: "calls that wait beside",
+            points: grow(&[0, 100, 1_000, 10_000, 100_000], |calls| {
+                let gateway = bench.gateway(OWN, WAITING)?;
+                let _waiting = Process::waiting(gateway.port, calls)?;
+                all_wait(&gateway, calls)?;
+                let order = bench.order(gateway.port, Kind::Attributes);
+                point(&bench, &gateway, calls, &order)
+            })?,
+        },
+    ];
+    println!("| what | how many | CPU per call, us | resident, MiB |\n|---|---|---|---|");
     for Series { name, points } in &all {
-        for (x, y) in points {
-            println!("{name}\t{x}\t{y:.2} us");
+        for Point { count, cpu, memory } in points {
+            println!("| {name} | {count} | {cpu:.1} | {memory:.1} |");
         }
     }
     plot::draw(&run.benches.join("growth.svg"), &all)
+}
+
+/// One group that is as good as closed, with room for all that wait for it and time to let them in.
+const WAITING: &str = r#"
+[quota.group_attributes]
+limit = 2
+[quota.api]
+limit = 1000000
+[queue]
+deadline = "24h"
+max_calls = 1000000
+max_calls_per_key = 1000000
+max_bytes = "1GiB"
+[merge]
+enabled = false
+[state]
+hold = "0s"
+"#;
+
+fn grow(counts: &[usize], measure: impl Fn(usize) -> Result<Point>) -> Result<Vec<Point>> {
+    counts.iter().map(|count| measure(*count)).collect()
+}
+
+/// The middle of the rounds, after one that is thrown away.
+fn point(bench: &Bench<'_>, gateway: &Proxy, count: usize, order: &Order) -> Result<Point> {
+    let rounds = alternate(bench, &[(gateway, order.clone())])?;
+    Ok(Point {
+        count,
+        cpu: rounds[0].median(),
+        memory: gateway.process.resident()? as f64 / 1024.0,
+    })
+}
+
+/// Waits until nearly all of them wait.
+fn all_wait(gateway: &Proxy, calls: usize) -> Result<()> {
+    let began = Instant::now();
+    while gateway.metric("chat_gateway_queue_calls", "group_attributes")? < calls as f64 * 0.95 {
+        if began.elapsed() > Duration::from_secs(60) {
+            return Err("not all of the calls wait".into());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
 }

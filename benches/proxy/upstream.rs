@@ -1,5 +1,7 @@
 //! The least that can stand behind a proxy: it reads whole requests and answers each alike.
 
+use std::{convert::Infallible, io};
+
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -13,14 +15,24 @@ const ANSWER: &[u8] =
 
 /// Answers until it is killed.
 pub fn run(port: u16) -> Result<()> {
-    crate::process::one_thread(async move {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await?;
-        loop {
-            let (stream, _) = listener.accept().await?;
-            stream.set_nodelay(true)?;
-            tokio::spawn(serve(stream));
-        }
-    })
+    crate::process::one_thread(
+        61,
+        async move { match answer(listen(port).await?).await? {} },
+    )
+}
+
+/// Takes connections from now on.
+pub async fn listen(port: u16) -> Result<TcpListener> {
+    Ok(TcpListener::bind(("127.0.0.1", port)).await?)
+}
+
+/// Answers whoever connects.
+pub async fn answer(listener: TcpListener) -> io::Result<Infallible> {
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        tokio::spawn(serve(stream));
+    }
 }
 
 async fn serve(mut stream: TcpStream) {
