@@ -22,8 +22,8 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
 }
 
 #[library_benchmark]
-#[bench::small(args = (300), setup = Raw::set_group_attr, config = at_most(8_040))]
-#[bench::large(args = (8 << 10), setup = Raw::set_group_attr, config = at_most(34_900))]
+#[bench::small(args = (300), setup = Raw::set_group_attr, config = at_most(8_640))]
+#[bench::large(args = (8 << 10), setup = Raw::set_group_attr, config = at_most(35_430))]
 fn parse_and_validate(raw: Raw) -> Call {
     black_box(raw.validate())
 }
@@ -44,8 +44,16 @@ fn split((calls, reply): (Vec<Call>, Reply)) -> Vec<Fate> {
     black_box(work::split(&calls, &reply))
 }
 
+#[library_benchmark]
+#[bench::of_10_000(args = (10_000), setup = work::Windows::of, config = at_most(1))]
+fn take(mut windows: work::Windows) {
+    windows.take();
+    // Not part of it.
+    std::mem::forget(windows);
+}
+
 library_benchmark_group!(
     name = parts,
-    benchmarks = [parse_and_validate, merge, split]
+    benchmarks = [parse_and_validate, merge, split, take]
 );
 main!(library_benchmark_groups = parts);

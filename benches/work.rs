@@ -1,14 +1,23 @@
 //! The work that is measured: one place for its inputs, so that time and instructions are counted
 //! of the same thing.
 
+use std::{sync::Arc, time::Duration};
+
 use bytes::Bytes;
 use chat_gateway::{
-    call::{Call, Caller, Head, Reply, SignedBy, Travels},
+    call::{Call, Caller, Head, LaneKey, QuotaClass, Reply, SignedBy, Target, Travels},
     catalogue::{Command, group_attributes, message_extension},
-    clock,
+    clock::{self, Instant},
+    config::Config,
     lane::merge::{Fate, Fold, divide},
+    quota::{
+        local::Quota,
+        scopes::{Limiting, Scopes},
+        slots::{CommandSlots, Slots},
+    },
     validate::{self, Terms},
 };
+use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 /// The query that every call brings.
@@ -126,4 +135,70 @@ pub fn split(calls: &[Call], reply: &Reply) -> Vec<Fate> {
     let fates = divide(&message_extension::SET, &members, reply);
     assert_eq!(fates.len(), calls.len());
     fates
+}
+
+/// Windows of many keys, none of which is forgotten meanwhile.
+pub struct Windows {
+    quota: Quota,
+    command: Arc<CommandSlots>,
+    names: Vec<LaneKey>,
+    _held: Vec<Arc<Slots>>,
+    next: usize,
+}
+
+impl Windows {
+    /// Those of so many groups.
+    pub fn of(keys: usize) -> Windows {
+        let mut config = Config::default();
+        config.quota.group_attributes.limit = 5;
+        config.quota.api.limit = 1_000_000;
+        // Short, so that every slot is free again when its key is next asked for: it cools by the
+        // guard alone.
+        config.quota.group_attributes.window = Duration::from_nanos(1);
+        config.quota.api.window = Duration::from_nanos(1);
+        config.state.hold = Duration::ZERO;
+        let quota = Quota::new(&config);
+        let names: Vec<_> = (0..keys).map(group).collect();
+        Windows {
+            command: quota.command(group_attributes::SET.path, Some(1)),
+            _held: names.iter().map(|name| quota.key(name)).collect(),
+            quota,
+            names,
+            next: 0,
+        }
+    }
+
+    /// The windows of the next key and of the command.
+    fn next(&mut self) -> Scopes {
+        // A step that is prime to the number of keys, so that the next is not in the cache.
+        self.next = (self.next + 7_919) % self.names.len();
+        Scopes {
+            key: Some((self.quota.key(&self.names[self.next]), 1)),
+            command: self.command.clone(),
+        }
+    }
+
+    /// The next key's window is looked up and asked whether it has a free slot.
+    pub fn decide(&mut self, now: Instant) -> Limiting {
+        self.next().limiting(now)
+    }
+
+    /// The same, and a slot is taken there and in the command's window, and both given back: what every
+    /// attempt costs.
+    pub fn take(&mut self) {
+        let scopes = self.next();
+        let permit = scopes.acquire().now_or_never().expect("a free slot");
+        permit.refund();
+    }
+}
+
+fn group(number: usize) -> LaneKey {
+    LaneKey {
+        class: QuotaClass::GroupAttributes,
+        target: Target {
+            app: 88_888_888,
+            group: Arc::from(format!("@TGS#group{number}")),
+            message: None,
+        },
+    }
 }

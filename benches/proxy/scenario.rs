@@ -211,6 +211,7 @@ pub fn table(run: &Run) -> Result<()> {
         ("latency", latency),
         ("cores", cores),
         ("crowd", crowd),
+        ("state", state),
         ("memory", memory),
         ("start", start),
     ] {
@@ -421,6 +422,32 @@ fn crowd(bench: &Bench<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Writes to ever new groups with and without a state file: with `state.hold` as it is, which windows of
+/// a second need no file beside, and without, where every attempt is written down before it is sent.
+fn state(bench: &Bench<'_>) -> Result<()> {
+    for (hold, kind, work) in [
+        ("1s", Kind::Attributes, "set_group_attr"),
+        ("1s", Kind::Extension, "64 callers of one message"),
+        ("0s", Kind::Attributes, "each attempt written down"),
+    ] {
+        let settings = format!(
+            "[quota.api]\nlimit = 1000000\n[quota.message_extension]\nlimit = 1000000\n\
+             [state]\nhold = \"{hold}\"\n"
+        );
+        let file = bench.folder.join(format!("windows-{hold}-{kind:?}"));
+        let remembering = format!("{settings}file = \"{}\"\n", file.display());
+        let (without, with) = (
+            bench.gateway(OWN, &settings)?,
+            bench.gateway(OWN, &remembering)?,
+        );
+        let order = |proxy: &Proxy| bench.order(proxy.port, kind);
+        let spent = alternate(bench, &[(&without, order(&without)), (&with, order(&with))])?;
+        let work = format!("state.file, {work}: CPU over that without");
+        row(&work, spent[1].over(&spent[0]), "1.05");
+    }
+    Ok(())
+}
+
 fn memory(bench: &Bench<'_>) -> Result<()> {
     let gateway = bench.gateway(OWN, USUAL)?;
     let idle = gateway.process.resident()?;
@@ -540,13 +567,15 @@ pub fn growth(run: &Run) -> Result<()> {
         },
         Series {
             name: "connections",
-            points: grow(&[1, 10, 100, 1_000, 10_000], |connections| {
-                let gateway = bench.gateway(OWN, USUAL)?;
-                let order = Order {
-                    connections,
-                    ..bench.order(gateway.port, Kind::Attributes)
-                };
-                point(&bench, &gateway, connections, &order)
+            points: grow(&CONNECTIONS, |connections| {
+                passing(&bench, &bench.gateway(OWN, OPEN)?, connections)
+            })?,
+        },
+        Series {
+            name: "connections, nginx",
+            points: grow(&CONNECTIONS, |connections| {
+                let nginx = bench.peer("nginx")?.ok_or("it is compared with nginx")?;
+                passing(&bench, &nginx, connections)
             })?,
         },
         Series {
@@ -585,6 +614,19 @@ enabled = false
 [state]
 hold = "0s"
 "#;
+
+/// Each with another to the upstream, while those of the round before may still be there: the last are
+/// as many as 20,000 open files allow.
+const CONNECTIONS: [usize; 5] = [1, 10, 100, 1_000, 6_000];
+
+/// Calls that no proxy knows, over so many connections.
+fn passing(bench: &Bench<'_>, proxy: &Proxy, connections: usize) -> Result<Point> {
+    let order = Order {
+        connections,
+        ..bench.order(proxy.port, Kind::Unknown)
+    };
+    point(bench, proxy, connections, &order)
+}
 
 fn grow(counts: &[usize], measure: impl Fn(usize) -> Result<Point>) -> Result<Vec<Point>> {
     counts.iter().map(|count| measure(*count)).collect()
