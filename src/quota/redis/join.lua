@@ -5,8 +5,8 @@
 -- ARGV  "hello", 1 if the store's clock was seen to jump
 --         gives {id, now, born, era}: an id that nobody else has; born is the time
 --         and a number; era is another after its clock was set
---       "enter", id, the ids that it may be known by, the seat that it had or -1, replicas, lease,
---         1 if it may take the seat of one that is missing, seats that were taken in the store before
+--       "enter", id, the ids that it may be known by, the seat that it had or -1, replicas, 1 if it may
+--         take the seat of one that is missing, seats that were taken in the store before
 --         gives {"id.seat", born, members...}
 --       "leave", owner
 --
@@ -47,7 +47,7 @@ if step == 'leave' then
 end
 
 local id, before, wanted, replicas = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local lease, may_replace = tonumber(ARGV[6]), ARGV[7] == '1'
+local may_replace = ARGV[6] == '1'
 -- Whoever was not heard of for an hour is gone.
 redis.call('ZREMRANGEBYSCORE', members, '-inf', now - 3600000000)
 
@@ -76,7 +76,7 @@ for m = 1, #list, 2 do
   end
 end
 -- The store forgot them, they have not come back yet.
-for n = 8, #ARGV do
+for n = 7, #ARGV do
   local seat = tonumber(ARGV[n])
   if seat < replicas and seat ~= wanted and not seated[seat] then
     seated[seat], forgotten[seat] = '0.' .. seat, true
@@ -106,7 +106,9 @@ if seat < replicas and seated[seat] then
   redis.call('ZREM', members, seated[seat])
 end
 local owner = id .. '.' .. seat
-redis.call('ZADD', members, now + lease, owner)
+-- He counts as missing until he calls: if he does not hear that he is in, he goes on with the shares that
+-- he had, and what he claimed under his number before is gone.
+redis.call('ZADD', members, now, owner)
 redis.call('PEXPIRE', members, 7200000)
 -- One that comes and goes again and again leaves no more behind than others can be.
 for g = 1, math.min(#ghosts, redis.call('ZCARD', members) - replicas) do

@@ -64,6 +64,8 @@ impl Store {
     /// Tells what is new until what may be spent changes.
     async fn serve(&self, epoch: u64) {
         let joined_at = clock::now();
+        // It keeps all of our shares until it hears that we know that we are in.
+        self.tell(epoch).await;
         loop {
             tokio::select! {
                 biased;
@@ -285,7 +287,6 @@ impl Store {
                 .join(" "),
             before.map_or_else(|| "-1".to_owned(), |owner| owner.seat.to_string()),
             self.replicas.to_string(),
-            LEASE.as_micros().to_string(),
             u8::from(waited).to_string(),
         ];
         if reborn {

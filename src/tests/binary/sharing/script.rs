@@ -62,8 +62,12 @@ impl Bench {
     async fn gateway(&mut self, replicas: &str) -> Owner {
         let hello = self.join(&["hello", "0"]).await;
         self.born.clone_from(&hello[2]);
-        let entered = ["enter", &hello[0], "", "-1", replicas, "60000000", "0"];
-        Owner::parse(&self.join(&entered).await[0]).expect("an owner")
+        let entered = ["enter", &hello[0], "", "-1", replicas, "0"];
+        let owner = Owner::parse(&self.join(&entered).await[0]).expect("an owner");
+        let here = self.wants(Vec::new());
+        assert!(matches!(self.ask(&owner, here).await, Answer::Done(_)));
+        self.sequence = 0;
+        owner
     }
 
     async fn ask(&mut self, owner: &Owner, ask: Ask) -> Answer {
@@ -267,23 +271,13 @@ async fn seats_should_be_kept_for_those_who_are_away() {
     assert_eq!(bench.gateway("3").await.seat, 3, "there is none left");
     // One comes back under a new number.
     let hello = bench.join(&["hello", "0"]).await;
-    let entered = [
-        "enter",
-        &hello[0],
-        &seats[1].id.to_string(),
-        "1",
-        "3",
-        "60000000",
-        "0",
-    ];
+    let entered = ["enter", &hello[0], &seats[1].id.to_string(), "1", "3", "0"];
     let again = Owner::parse(&bench.join(&entered).await[0]).expect("an owner");
     assert_eq!(again.seat, 1);
     // The store forgets everybody: those who were known keep their seats.
     bench.server.ask(&["FLUSHALL"]);
     let hello = bench.join(&["hello", "0"]).await;
-    let entered = [
-        "enter", &hello[0], "", "2", "3", "60000000", "0", "0", "1", "2",
-    ];
+    let entered = ["enter", &hello[0], "", "2", "3", "0", "0", "1", "2"];
     let answer = bench.join(&entered).await;
     assert!(
         answer[0].ends_with(".2") && answer.contains(&"0.0".to_owned()),
@@ -294,4 +288,40 @@ async fn seats_should_be_kept_for_those_who_are_away() {
         3,
         "the seats of the others are theirs"
     );
+}
+
+#[tokio::test]
+async fn who_came_back_and_was_not_heard_since_should_be_left_his_share() {
+    let mut bench = Bench::start().await;
+    let (one, other) = (bench.gateway("3").await, bench.gateway("3").await);
+    let window = want("w", 5);
+    let first = bench.take(&one, window.clone()).await;
+    assert!(first.taken && first.got[0].covered);
+    // He comes back under a new number, and the answer is lost: he goes on as he was.
+    let hello = bench.join(&["hello", "0"]).await;
+    let seat = one.seat.to_string();
+    let entered = ["enter", &hello[0], &one.id.to_string(), &seat, "3", "0"];
+    let again = Owner::parse(&bench.join(&entered).await[0]).expect("an owner");
+    assert_eq!(again.seat, one.seat);
+    // What he held is free by now.
+    let mut settle = bench.wants(Vec::new());
+    settle.notes = vec![Note {
+        window: window.window,
+        name: Name {
+            id: one.id,
+            sequence: 0,
+        },
+        slots: 0,
+        had: 1,
+        left: SECOND,
+    }];
+    bench.ask(&other, settle).await;
+    let mut taken = 0;
+    for _ in 0..5 {
+        taken += u32::from(bench.take(&other, window.clone()).await.taken);
+    }
+    assert_eq!(taken, 4, "one of five is his share");
+    // Once he is heard, he has what he claims, and no more.
+    bench.take(&again, want("another", 5)).await;
+    assert!(bench.take(&other, window.clone()).await.taken);
 }
