@@ -47,16 +47,19 @@
 //! cooled. An order may be under way when the line breaks; the store refuses to carry it out later than
 //! its deadline, so that it cannot be taken for a sign of life.
 //!
-//! *The return.* What was spent meanwhile is written down before the gateway becomes a member again.
-//! A store that is another process than before, or was emptied, is believed only after one window:
-//! until then everybody spends his share, and says so to the store. Those that were known before keep
-//! their seats until they come back. A share that was covered before stays so if the store is
-//! told that within this window; who is cut off before he has told it counts on it no more.
+//! *The return.* What was spent meanwhile is written down before the gateway becomes a member again;
+//! and it is missing until it is heard as one, since it may never learn that it is. A store that is
+//! another process than before, or was emptied, is believed only after a window, and after [`BACK`]: until
+//! then everybody spends his share, and says so to the store, since somebody whom nobody there knows may
+//! be on his way back to it. Those that were known before keep their seats until they come back. A share
+//! that was covered before stays so if the store is told that meanwhile; who is cut off before he has
+//! told it counts on it no more.
 //!
 //! What does not hold it: two servers that both take writes (a primary that was cut off and does not
 //! know; let it refuse by `min-replicas-to-write`), a clock of the server that is set forward between
 //! two calls, more gateways than `replicas`, a gateway that has never reached the store while others
-//! have, and a call that takes longer than a window to arrive from a gateway that then vanishes.
+//! have, one that does not come back to an emptied store within [`BACK`] where nobody knew of it, and a
+//! call that takes longer than a window to arrive from a gateway that then vanishes.
 
 pub mod book;
 pub mod keeper;
@@ -77,7 +80,7 @@ use self::{
     book::{Book, Pending},
     line::{Connection, Dial, Line, Trouble, describe, too_slow, within},
     reading::Reading,
-    script::{Answer, Ask, Done, Keys, Name, Owner, StoreTime, Want},
+    script::{Answer, Ask, Done, Keys, Mode, Name, Owner, StoreTime, Want},
     share::Seat,
 };
 use super::{journal::record::WindowId, window::Pace};
@@ -92,6 +95,9 @@ pub const SEND_WITHIN: Duration = Duration::from_millis(100);
 
 /// For how long a gateway that says nothing is not missing yet.
 pub const LEASE: Duration = Duration::from_secs(2);
+
+/// Whoever can reach a store that has come to be is back within so long.
+pub const BACK: Duration = Duration::from_secs(4);
 
 /// What a process that has just started allows itself to reach the store before it goes on alone.
 const FIRST: Duration = Duration::from_millis(250);
@@ -356,7 +362,10 @@ impl Store {
             // Others have turns, and any time may be one of theirs.
             return Terms::Nothing;
         }
-        if share == 0 {
+        if share == 0 && is_newcomer {
+            // Somebody who is not back yet may have the same turns.
+            not_before = inner.born_at.map(|born| believed_from(born, period));
+        } else if share == 0 {
             let start = not_before.unwrap_or(now).max(now);
             let wait = match (seat, inner.fine_clock) {
                 (Some(seat), Some(reading)) if seat < self.replicas => {
@@ -413,8 +422,7 @@ impl Store {
                 return Took::Here;
             }
             let wants = wants.iter().map(|want| Want {
-                force: inner.is_blind(want.horizon, asked_at),
-                covered: inner.book.is_covered(&want.window),
+                mode: inner.mode(&want.window, want.horizon, asked_at),
                 ..want.clone()
             });
             let wants = wants.collect();
@@ -610,7 +618,21 @@ impl Inner {
 
     /// Whether the store does not know yet what was spent of a window before it came to be.
     fn is_blind(&self, period: Duration, now: Instant) -> bool {
-        self.born_at.is_some_and(|born| now < born + period)
+        self.born_at
+            .is_some_and(|born| now < believed_from(born, period))
+    }
+
+    /// Who decides about slots of a window.
+    fn mode(&self, window: &WindowId, period: Duration, now: Instant) -> Mode {
+        if !self.is_blind(period, now) {
+            Mode::Ask
+        } else if self.born_at.is_some_and(|born| now >= born + period) {
+            Mode::TellLate
+        } else if self.book.is_covered(window) {
+            Mode::TellCovered
+        } else {
+            Mode::Tell
+        }
     }
 
     /// Our `now` and `budget` more, on the store's clock.
@@ -638,6 +660,11 @@ impl Inner {
         self.read(reading.or_finer(self.clock), false);
         false
     }
+}
+
+/// From when on a store that came to be at `born` knows what was spent of a window before, and by whom.
+fn believed_from(born: Instant, period: Duration) -> Instant {
+    born + period.max(BACK)
 }
 
 fn seats(members: &[Owner]) -> BTreeSet<Seat> {

@@ -14,7 +14,10 @@ use super::{
     class::Class,
     counting::{self, Counting, Known, Tally},
     journal::{Page, record::WindowId},
-    redis::{Store, Terms, script::Want},
+    redis::{
+        Store, Terms,
+        script::{Mode, Want},
+    },
     rest::Rest,
     scopes::Ahead,
     spacing::Spacing,
@@ -380,8 +383,7 @@ impl Slots {
             gap,
             horizon: pace.period(),
             hold: send_within + pace.call_timeout + pace.period(),
-            force: false,
-            covered: false,
+            mode: Mode::Ask,
         })
     }
 

@@ -16,7 +16,8 @@
 --       each note: window, name, slots, slots it had, time left; or window, "", 0, 0, 0 to give up
 --                  the claim
 --       each want: window, name, at least, at most, limit, gap, horizon, hold, force (0; 1 if
---                  it was taken already, 2 if its claim was covered as well)
+--                  it was taken already, 2 if its claim was covered as well, 3 if it was taken
+--                  already and nothing is forgotten that may still count)
 -- Gives {"late"} if the deadline has passed, {"unknown"} if the caller is no member any more, else
 --       {"taken" or "later", now, time until it may be sent or tried again, missing,
 --        slots (if later: 0 if it is because of this window), covered (0 or 1), slots of others
@@ -347,7 +348,7 @@ for w, want in ipairs(wants) do
   -- A claim is covered as soon as there is room for it beside those that are, and stays so. What was
   -- lost may fill that room: until it is free only those who know that theirs are say so.
   local unused = math.max(0, want.share - want.mine)
-  if want.force ~= '0' then
+  if want.force == '1' or want.force == '2' then
     want.claim = (want.force == '2' or want.claim == 'v') and 'v' or 'u'
     redis.call('HSET', want.claims, 'c' .. owner, want.claim)
   elseif want.claim ~= 'v' then

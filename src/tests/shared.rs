@@ -349,8 +349,7 @@ struct Run {
 }
 
 impl Run {
-    fn new(seed: u64) -> Run {
-        let plan = generate(seed);
+    fn new(plan: Plan, seed: u64) -> Run {
         let process = Process::new(Duration::ZERO);
         let mut settings = Settings {
             latency: plan.latency,
@@ -466,6 +465,18 @@ impl Run {
         drop(inside);
         self.gateways[number].process = Some(process);
         self.gateways[number].core = Some(core);
+    }
+
+    /// Starts everybody, and waits until the store decides.
+    fn begin(&mut self) {
+        for gateway in &self.gateways {
+            *gateway.way.spread.lock() = self.plan.spread;
+        }
+        for number in 0..self.plan.gateways {
+            self.start(number);
+            self.run_until(self.at + 20 * MS);
+        }
+        self.run_until(self.at + SECOND * 2);
     }
 
     /// One tick of everybody who is not stopped.
@@ -625,6 +636,28 @@ impl Run {
         windows
     }
 
+    /// No window was over its limit, and nobody was refused.
+    fn judge(&self, what_failed: &impl std::fmt::Debug) {
+        for (key, times) in self.arrivals() {
+            let (limit, window) = if key == "api" {
+                self.plan.api
+            } else {
+                self.plan.group
+            };
+            let worst = worst_window(&times, window);
+            if worst > limit as usize {
+                self.tell_window(&times, window, limit as usize);
+            }
+            assert!(
+                worst <= limit as usize,
+                "{worst} of {limit} calls of {key} within {window:?}: {:?} {what_failed:?}",
+                self.plan
+            );
+        }
+        let refusals = self.outside.simulator.report().refusals;
+        assert!(refusals.is_empty(), "the upstream refused {refusals:?}");
+    }
+
     /// Calls that should arrive within `length` at least, when nothing fails.
     fn expected(&self, length: Duration) -> f64 {
         let plan = &self.plan;
@@ -702,15 +735,8 @@ async fn caller(
 /// What came of a seed: calls in the calm and how many there should have been, calls in all and how
 /// many there could have been.
 fn check(seed: u64) -> [f64; 4] {
-    let mut run = Run::new(seed);
-    for gateway in &run.gateways {
-        *gateway.way.spread.lock() = run.plan.spread;
-    }
-    for number in 0..run.plan.gateways {
-        run.start(number);
-        run.run_until(run.at + 20 * MS);
-    }
-    run.run_until(run.at + SECOND * 2);
+    let mut run = Run::new(generate(seed), seed);
+    run.begin();
     let rounds = std::mem::take(&mut run.plan.rounds);
     for round in &rounds {
         run.round(round);
@@ -745,24 +771,7 @@ fn check(seed: u64) -> [f64; 4] {
     assert_eq!(waiting, 0, "callers wait for ever: {rounds:?}");
     let broken = run.outside.store.lock().broken.clone();
     assert_eq!(broken, None, "a script failed");
-    for (key, times) in run.arrivals() {
-        let (limit, window) = if key == "api" {
-            run.plan.api
-        } else {
-            run.plan.group
-        };
-        let worst = worst_window(&times, window);
-        if worst > limit as usize {
-            run.tell_window(&times, window, limit as usize);
-        }
-        assert!(
-            worst <= limit as usize,
-            "{worst} of {limit} calls of {key} within {window:?}: {:?} {rounds:?}",
-            run.plan
-        );
-    }
-    let refusals = run.outside.simulator.report().refusals;
-    assert!(refusals.is_empty(), "the upstream refused {refusals:?}");
+    run.judge(&rounds);
     let expected = run.expected(CALM);
     let used = f64::from(u32::try_from(used).expect("a few"));
     let all = run.answered.load(Ordering::Relaxed);
@@ -793,4 +802,67 @@ fn no_window_should_be_over_and_nobody_stalled_whatever_fails() {
     // Of one seed more may be away than is there.
     let many = std::env::var("CHAT_GATEWAY_SEED").is_err();
     assert!(!many || calm >= expected * 0.85 && all >= possible * 0.6);
+}
+
+/// Two gateways of three, and callers of one group who never pause.
+fn two_of_three() -> Plan {
+    Plan {
+        replicas: 3,
+        gateways: 2,
+        group: (5, 600 * MS),
+        api: (60, SECOND),
+        budget: 100 * MS,
+        call_timeout: 500 * MS,
+        latency: 5 * MS,
+        jitter: Duration::ZERO,
+        window: WindowKind::Log,
+        faults: Vec::new(),
+        spread: 0,
+        drift: 0,
+        callers: vec![vec![(0, 0); 3]; 2],
+        rounds: Vec::new(),
+    }
+}
+
+#[test]
+fn who_is_not_back_yet_at_a_store_that_was_emptied_should_be_left_his_share() {
+    let mut run = Run::new(two_of_three(), 1);
+    run.begin();
+    // The one who could tell the new store of the other is gone.
+    let mut dead = Vec::new();
+    run.apply(Failure::Held(1), true, &mut dead);
+    run.apply(Failure::Emptied, true, &mut dead);
+    run.apply(Failure::Killed(0), true, &mut dead);
+    run.run_until(run.at + SECOND / 2);
+    run.apply(Failure::Emptied, false, &mut dead);
+    run.start(0);
+    run.run_until(run.at + SECOND * 2);
+    run.apply(Failure::Held(1), false, &mut dead);
+    run.run_until(run.at + SECOND * 4);
+    run.judge(&"a newcomer at an empty store");
+}
+
+#[test]
+fn a_store_that_was_never_sent_the_scripts_should_not_seem_too_slow_at_first() {
+    // One round trip is well within the budget, three are not.
+    let plan = Plan {
+        spread: 35,
+        ..two_of_three()
+    };
+    let mut run = Run::new(plan, 1);
+    *run.gateways[0].way.spread.lock() = run.plan.spread;
+    run.start(0);
+    while run.at < SECOND {
+        run.tick();
+        let core = run.gateways[0].core.as_ref().expect("it was started");
+        let store = core.lanes.quota.store.as_ref();
+        let view = store.expect("windows are shared").view(clock::now());
+        let trouble = view.trouble.map(|(why, _)| why);
+        assert!(
+            trouble.is_none_or(|why| why == "it was not reached yet"),
+            "at {:?}",
+            run.at
+        );
+        assert!(view.up || run.at < SECOND / 2);
+    }
 }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::script::{Got, Name, Note, Want};
+use super::script::{Got, Mode, Name, Note, Want};
 use crate::{clock::Instant, quota::journal::record::WindowId};
 
 /// The windows in which this process holds slots or wants some.
@@ -178,7 +178,7 @@ impl Book {
     pub fn got(&mut self, want: &Want, sequence: u64, got: &Got, now: Instant, free_at: Instant) {
         let leaf = self.windows.entry(want.window).or_default();
         // While the store does not know who holds what, it only repeats what we say.
-        if !want.force {
+        if matches!(want.mode, Mode::Ask | Mode::TellLate) {
             leaf.covered = got.covered;
         }
         leaf.kept = false;

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use redis::{Script, Value};
 
 use super::{
-    LEASE, NOTES, Phase, Store,
+    LEASE, NOTES, Phase, Store, believed_from,
     book::notes_at,
     line::{Connection, Trouble, describe, too_slow, within},
     reading::Reading,
@@ -111,6 +111,7 @@ impl Store {
     async fn join(&self, join: &Script) -> Result<u64, String> {
         let connection = self.line.connect().await?;
         let connection = self.line.follow(connection, &self.keys.state()).await?;
+        self.line.load(&connection, [join, &self.take]).await?;
         let hello = self.hello(join, &connection).await?;
         let result = self.enter(join, &connection, hello).await;
         if result.is_err() {
@@ -210,10 +211,10 @@ impl Store {
         }
         let now = clock::now();
         // While it is not believed nobody takes more than his share, so ours stays as it was.
-        let born_at = inner.born_at;
         let missing_from = heard.map(|heard| self.surely_missing(heard));
+        let born_at = inner.born_at;
         inner.book.claims_forgotten(|period, covered| {
-            born_at.is_some_and(|born| now < born + period)
+            born_at.is_some_and(|born| now < believed_from(born, period))
                 && (covered || missing_from.is_some_and(|from| now >= from + period))
         });
         let members = answer[2..].iter().filter_map(|m| Owner::parse(&text(m)?));

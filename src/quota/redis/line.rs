@@ -13,7 +13,8 @@ use std::{io, path::Path, sync::Arc, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo as _,
-    RedisConnectionInfo, RedisError, RedisResult, TlsCertificates, aio::MultiplexedConnection,
+    RedisConnectionInfo, RedisError, RedisResult, Script, TlsCertificates,
+    aio::MultiplexedConnection,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -159,6 +160,20 @@ impl Line {
             }
         }
         Err("the nodes of the cluster send each to the next".to_owned())
+    }
+
+    /// Sends the server these scripts, so that a call of one takes a single round trip from the first
+    /// on.
+    pub async fn load(&self, connection: &Connection, scripts: [&Script; 2]) -> Result<(), String> {
+        let [one, other] = scripts;
+        let mut connections = [connection.inner.clone(), connection.inner.clone()];
+        let [first, second] = &mut connections;
+        let loading = async { tokio::try_join!(one.load_async(first), other.load_async(second)) };
+        match within(CONNECT, loading).await {
+            Ok(_) => Ok(()),
+            Err(Trouble::Redis(error)) => Err(describe(&error)),
+            Err(Trouble::TooSlow) => Err(too_slow(CONNECT)),
+        }
     }
 
     async fn primary(&self, host: &str, port: u16, name: &str) -> Result<(String, u16), String> {

@@ -64,10 +64,23 @@ pub struct Want {
     pub horizon: Duration,
     /// How long a slot is held if nothing is heard of it, from the time at which it may be used.
     pub hold: Duration,
-    /// It was taken already, from our share: the store does not know yet who else holds slots.
-    pub force: bool,
-    /// Our share is free whatever happens, as the store said before it forgot it.
-    pub covered: bool,
+    /// Who decides.
+    pub mode: Mode,
+}
+
+/// Who decides whether slots are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The store.
+    Ask,
+    /// They were taken already, from our share: what was spent before the store came to be may hold
+    /// slots that it does not know of.
+    Tell,
+    /// The same, and our share is free whatever happens, as the store said before it forgot it.
+    TellCovered,
+    /// They were taken already, from our share: what was spent before the store came to be is free, but
+    /// it may not know yet who shares it.
+    TellLate,
 }
 
 /// One call of the script.
@@ -256,10 +269,11 @@ impl Ask {
                 micros(want.gap),
                 micros(want.horizon),
                 micros(want.hold),
-                match (want.force, want.covered) {
-                    (false, _) => "0",
-                    (true, false) => "1",
-                    (true, true) => "2",
+                match want.mode {
+                    Mode::Ask => "0",
+                    Mode::Tell => "1",
+                    Mode::TellCovered => "2",
+                    Mode::TellLate => "3",
                 }
                 .to_owned(),
             ]);

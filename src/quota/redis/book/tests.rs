@@ -25,7 +25,7 @@ fn note(name: Name, slots: u32, had: u32, seconds: u32) -> Note {
     }
 }
 
-fn want(force: bool) -> Want {
+fn want(mode: Mode) -> Want {
     Want {
         window: window(1),
         min: 1,
@@ -34,8 +34,7 @@ fn want(force: bool) -> Want {
         gap: Duration::ZERO,
         horizon: SECOND,
         hold: SECOND,
-        force,
-        covered: false,
+        mode,
     }
 }
 
@@ -167,7 +166,7 @@ fn trimmed_slots_should_be_held_for_as_long_as_before() {
 fn what_the_store_gave_should_count_from_then_on() {
     let now = clock::now();
     let mut book = book(now);
-    book.got(&want(false), 3, &got(4, true, 1), now, now + 3 * SECOND);
+    book.got(&want(Mode::Ask), 3, &got(4, true, 1), now, now + 3 * SECOND);
     book.announce(window(1), 3);
     assert_eq!(told(&mut book, now), [note(name(7, 3), 4, 4, 3)]);
     book.settle(window(1), 3, 0, now, true);
@@ -178,7 +177,13 @@ fn what_the_store_gave_should_count_from_then_on() {
 fn a_store_that_gave_nothing_should_leave_what_is_held() {
     let now = clock::now();
     let mut book = book(now);
-    book.got(&want(false), 3, &got(0, false, 5), now, now + 3 * SECOND);
+    book.got(
+        &want(Mode::Ask),
+        3,
+        &got(0, false, 5),
+        now,
+        now + 3 * SECOND,
+    );
     book.announce(window(1), 3);
     assert_eq!(told(&mut book, now), [note(name(7, 3), 2, 2, 5)]);
 }
@@ -188,7 +193,7 @@ fn the_slots_of_others_should_be_known_for_one_period() {
     let now = clock::now();
     let mut book = book(now);
     assert_eq!(book.others(&window(1), now), 0, "nobody has asked");
-    book.got(&want(false), 3, &got(1, false, 3), now, now + SECOND);
+    book.got(&want(Mode::Ask), 3, &got(1, false, 3), now, now + SECOND);
     let just_before = now + SECOND - Duration::from_nanos(1);
     assert_eq!(book.others(&window(1), just_before), 3);
     assert_eq!(book.others(&window(1), now + SECOND), 0);
@@ -200,22 +205,24 @@ fn a_share_should_be_covered_only_if_the_store_said_so() {
     let now = clock::now();
     let mut book = book(now);
     assert!(!book.is_covered(&window(1)) && !book.is_covered(&window(2)));
-    // Before, forced, what the store says, after.
+    // Before, who decides, what the store says, after.
     let cases = [
-        (false, false, false, false),
-        (false, false, true, true),
-        (true, false, false, false),
-        (true, true, false, true),
-        (false, true, false, false),
-        (false, true, true, false),
+        (false, Mode::Ask, false, false),
+        (false, Mode::Ask, true, true),
+        (true, Mode::Ask, false, false),
+        (true, Mode::TellCovered, false, true),
+        (false, Mode::Tell, false, false),
+        (false, Mode::Tell, true, false),
+        (false, Mode::TellLate, true, true),
+        (true, Mode::TellLate, false, false),
     ];
-    for (before, force, says, after) in cases {
-        book.got(&want(false), 3, &got(1, before, 0), now, now + SECOND);
-        book.got(&want(force), 3, &got(1, says, 0), now, now + SECOND);
+    for (before, mode, says, after) in cases {
+        book.got(&want(Mode::Ask), 3, &got(1, before, 0), now, now + SECOND);
+        book.got(&want(mode), 3, &got(1, says, 0), now, now + SECOND);
         assert_eq!(
             book.is_covered(&window(1)),
             after,
-            "{before} {force} {says}"
+            "{before} {mode:?} {says}"
         );
     }
 }
@@ -225,7 +232,7 @@ fn claims_that_the_store_forgot_should_be_kept_only_where_it_is_safe() {
     let now = clock::now();
     let mut book = book(now);
     book.want(window(2), 2 * SECOND);
-    book.got(&want(false), 3, &got(1, true, 0), now, now + SECOND);
+    book.got(&want(Mode::Ask), 3, &got(1, true, 0), now, now + SECOND);
     book.claims_forgotten(|period, covered| covered == (period == SECOND));
     assert!(book.is_covered(&window(1)) && book.is_covered(&window(2)));
     book.claims_forgotten(|period, _| period == SECOND);
@@ -237,10 +244,16 @@ fn a_claim_that_the_store_was_not_told_again_should_end_when_it_is_away() {
     let now = clock::now();
     for told in [false, true] {
         let mut book = book(now);
-        book.got(&want(false), 3, &got(1, true, 0), now, now + SECOND);
+        book.got(&want(Mode::Ask), 3, &got(1, true, 0), now, now + SECOND);
         book.claims_forgotten(|_, covered| covered);
         if told {
-            book.got(&want(true), 4, &got(1, true, 0), now, now + SECOND);
+            book.got(
+                &want(Mode::TellCovered),
+                4,
+                &got(1, true, 0),
+                now,
+                now + SECOND,
+            );
         }
         book.away();
         assert_eq!(book.is_covered(&window(1)), told);
@@ -252,7 +265,7 @@ fn a_claim_should_be_given_up_when_the_last_has_left() {
     let now = clock::now();
     let mut book = book(now);
     book.want(window(1), SECOND);
-    book.got(&want(false), 3, &got(1, true, 0), now, now + SECOND);
+    book.got(&want(Mode::Ask), 3, &got(1, true, 0), now, now + SECOND);
     book.leave(window(1));
     assert!(!book.has_news(), "somebody still wants slots");
     book.leave(window(1));
@@ -268,7 +281,7 @@ fn a_claim_that_is_wanted_again_should_be_kept() {
     let now = clock::now();
     let covered = || {
         let mut book = book(now);
-        book.got(&want(false), 3, &got(1, true, 0), now, now + SECOND);
+        book.got(&want(Mode::Ask), 3, &got(1, true, 0), now, now + SECOND);
         book.leave(window(1));
         book
     };
@@ -377,7 +390,7 @@ fn a_window_should_be_kept_while_it_is_wanted_claimed_or_to_be_released() {
     book.want(window(1), SECOND);
     book.sweep(now);
     assert_eq!(book.len(), 1, "wanted");
-    book.got(&want(false), 3, &got(0, true, 0), now, now);
+    book.got(&want(Mode::Ask), 3, &got(0, true, 0), now, now);
     book.leave(window(1));
     book.sweep(now);
     assert_eq!(book.len(), 1, "claimed, and to be released");
@@ -385,7 +398,7 @@ fn a_window_should_be_kept_while_it_is_wanted_claimed_or_to_be_released() {
     book.sweep(now);
     assert_eq!(book.len(), 1, "to be released");
     book.tell(now, usize::MAX, &[]);
-    book.got(&want(false), 3, &got(0, true, 0), now, now);
+    book.got(&want(Mode::Ask), 3, &got(0, true, 0), now, now);
     book.sweep(now);
     assert_eq!(book.len(), 1, "claimed");
     book.claims_forgotten(|_, _| false);

@@ -6,7 +6,7 @@ use chat_gateway::{
     clock,
     quota::{
         journal::record::WindowId,
-        redis::script::{Answer, Ask, Done, Keys, Name, Note, Owner, Want, join, take},
+        redis::script::{Answer, Ask, Done, Keys, Mode, Name, Note, Owner, Want, join, take},
     },
 };
 use redis::{Script, Value, aio::MultiplexedConnection};
@@ -141,8 +141,7 @@ fn want(name: &str, limit: u32) -> Want {
         gap: Duration::ZERO,
         horizon: SECOND,
         hold: SECOND * 6,
-        force: false,
-        covered: false,
+        mode: Mode::Ask,
     }
 }
 
