@@ -299,24 +299,40 @@ for w = 1, tonumber(ARGV[8]) do
     -- There are too few slots for shares. Those who are missing take turns (redis/share.rs), so
     -- everybody does.
     local piece = math.ceil((want.horizon + math.min(250000, math.floor(want.horizon / 4))) / limit)
-    local seat = seat_of(owner)
-    local cycle = replicas * piece
-    if seat >= replicas then
+    want.cycle, want.start = replicas * piece, seat_of(owner) * piece
+    if want.turn then
+      want.next_turn = want.turn + want.cycle - piece / 2
+    end
+    if seat_of(owner) >= replicas then
       later = math.max(later or 0, want.horizon)
       want.denied = true
-    else
-      at = at + (seat * piece - at) % cycle
-      if want.turn and at < want.turn + cycle - piece / 2 then
-        at = want.turn + cycle
-      end
-      want.turn = at
-      if at - now > 2 * cycle then
-        later = math.max(later or 0, at - now - cycle)
-        want.denied = true
-      end
     end
   end
   wants[w] = want
+end
+
+-- The first moment at which it is his turn wherever there are turns. In two windows that may never be: then
+-- he asks again a cycle later.
+local longest, settled = 0, false
+for _ = 1, 32 do
+  local before = at
+  for _, want in ipairs(wants) do
+    if want.cycle then
+      longest = math.max(longest, want.cycle)
+      at = math.max(at, want.next_turn or 0)
+      at = at + (want.start - at) % want.cycle
+    end
+  end
+  settled = at == before
+  if settled then
+    break
+  end
+end
+if longest > 0 and not (settled and at - now <= 2 * longest) then
+  later = math.max(later or 0, longest)
+  for _, want in ipairs(wants) do
+    want.denied = want.denied or want.cycle ~= nil
+  end
 end
 
 for w, want in ipairs(wants) do
@@ -338,8 +354,8 @@ for w, want in ipairs(wants) do
       redis.call('HSET', want.claims, 'a' .. want.name, at)
     end
     want.total, want.mine = want.total + want.take, want.mine + want.take
-    if want.turn then
-      redis.call('HSET', want.claims, 't' .. seat_of(owner), want.turn)
+    if want.cycle then
+      redis.call('HSET', want.claims, 't' .. seat_of(owner), at)
     end
     if want.gap > 0 then
       redis.call('HSET', want.claims, 'last', at + want.gap * (want.take - 1))

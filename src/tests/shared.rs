@@ -161,11 +161,8 @@ fn generate(seed: u64) -> Plan {
     Plan {
         replicas,
         gateways,
-        group: (
-            *[1, 2, 3, 5, 5, 5, 8].choose(rng).expect("not empty"),
-            window,
-        ),
-        api: (if scarce { rng.random_range(3..8) } else { 60 }, SECOND),
+        group: (limit, window),
+        api: (api, SECOND),
         budget: rng.random_range(60..200) * MS,
         call_timeout: rng.random_range(200..900) * MS,
         latency: Duration::from_millis(latency),
@@ -788,7 +785,8 @@ fn no_window_should_be_over_and_nobody_stalled_whatever_fails() {
             *sum += one;
         }
         assert!(
-            result[0] >= result[1] * 0.6,
+            // One more may be lost and hold its slot for longer.
+            result[0] + 1.0 >= result[1] * 0.6,
             "{result:?} {:?}",
             generate(seed)
         );

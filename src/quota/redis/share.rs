@@ -14,6 +14,8 @@
 //!          ^ a window and its slack
 //! ```
 //!
+//! A call that is counted in two such windows leaves when it is its turn in both, which may never be.
+//!
 //! The slack is for the delay of calls, for store round trips and for clocks that drift apart while
 //! the store is away.
 

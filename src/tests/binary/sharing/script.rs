@@ -324,3 +324,44 @@ async fn who_came_back_and_was_not_heard_since_should_be_left_his_share() {
     bench.take(&again, want("another", 5)).await;
     assert!(bench.take(&other, window.clone()).await.taken);
 }
+
+#[tokio::test]
+async fn a_call_should_have_its_turn_in_every_window_that_is_shared_by_turns() {
+    let mut bench = Bench::start().await;
+    let owners = [bench.gateway("3").await, bench.gateway("3").await];
+    // The third is missing, so everybody takes turns: seat 0 every 3.75 s and every 1.875 s; seat 1 as
+    // often, but never in both at once.
+    let hello = bench.join(&["hello", "0"]).await;
+    bench.join(&["enter", &hello[0], "", "-1", "3", "0"]).await;
+    let mut taken = [0; 2];
+    for attempt in 0..20 {
+        let owner = &owners[attempt % 2];
+        let (one, two) = (
+            want(&format!("one {attempt}"), 1),
+            want(&format!("two {attempt}"), 2),
+        );
+        // In either order.
+        let wants = if attempt < 10 { [one, two] } else { [two, one] };
+        let ask = bench.wants(wants.to_vec());
+        let Answer::Done(done) = bench.ask(owner, ask).await else {
+            panic!("it knows him")
+        };
+        assert_eq!(done.missing, 1);
+        if !done.taken {
+            assert!(
+                done.wait > SECOND && done.wait < SECOND * 8,
+                "{:?}",
+                done.wait
+            );
+            continue;
+        }
+        taken[attempt % 2] += 1;
+        let at = u64::try_from(done.now).expect("after 1970")
+            + u64::try_from(done.wait.as_micros()).expect("soon");
+        for piece in [1_250_000, 625_000] {
+            let turn = u64::from(owner.seat) * piece;
+            assert_eq!(at % (3 * piece), turn, "seat {} of {piece}", owner.seat);
+        }
+    }
+    assert_eq!(taken, [10, 0]);
+}
