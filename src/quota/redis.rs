@@ -26,7 +26,8 @@
 //! ```
 //!
 //! A slot that cools may be taken ahead: it is given to whoever asks first, to be used not before it
-//! is free, so nobody polls for it. Not before is counted from the moment the answer came, which is
+//! is free, so nobody polls for it. If even those are all given, one who asks has a place in a queue, for as
+//! long as he comes back when he was told to. Not before is counted from the moment the answer came, which is
 //! after the store wrote it; until when it may leave is counted from the moment the question was
 //! asked, which is before. An attempt that has not left by then (a process that was stopped, a
 //! machine that was asleep) is given back and asked for again.

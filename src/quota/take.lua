@@ -10,7 +10,8 @@
 --         slots: a sorted set, ID:SEQUENCE:N scored by the time at which that slot is free
 --         claims: a hash, n<ID> the slots that it holds, c<ID.SEAT> its claim (`u`, or `v` for one
 --                 that is covered), t<SEAT> its last turn, a<ID:SEQUENCE> from when on what was given
---                 ahead may be used, `last` the time of the last call that was spaced
+--                 ahead may be used, `last` the time of the last call that was spaced, q<ID.SEAT> since
+--                 when it waits for a slot and until when it is waited for
 -- ARGV  owner, born, deadline, lease (0 for one who is no member yet), replicas, list members (0 or
 --       1), number of notes, number of wants
 --       each note: window, name, slots, slots it had, time left; or window, "", 0, 0, 0 to give up
@@ -139,6 +140,7 @@ for _ = 1, tonumber(ARGV[7]) do
   local slots, claims = key(tonumber(window))
   if name == '' then
     redis.call('HDEL', claims, 'c' .. owner)
+    redis.call('HDEL', claims, 'q' .. owner)
   else
     has, had, left = tonumber(has), tonumber(had), tonumber(left)
     if left <= 0 then
@@ -191,7 +193,7 @@ for w = 1, tonumber(ARGV[8]) do
   end
 
   -- Who holds and who claims how much.
-  local held, claimed = {}, {}
+  local held, claimed, queue = {}, {}, {}
   local fields = redis.call('HGETALL', want.claims)
   for f = 1, #fields, 2 do
     local kind, whose = string.sub(fields[f], 1, 1), string.sub(fields[f], 2)
@@ -209,6 +211,15 @@ for w = 1, tonumber(ARGV[8]) do
         claimed[whose] = fields[f + 1]
       else
         redis.call('HDEL', want.claims, fields[f])
+      end
+    elseif kind == 'q' then
+      local since, till = string.match(fields[f + 1], '^(%d+):(%d+)$')
+      if tonumber(till) <= now then
+        redis.call('HDEL', want.claims, fields[f])
+      elseif whose == owner then
+        want.since = tonumber(since)
+      else
+        queue[#queue + 1] = tonumber(since)
       end
     elseif kind == 'a' then
       if tonumber(fields[f + 1]) <= now then
@@ -238,9 +249,18 @@ for w = 1, tonumber(ARGV[8]) do
   want.covered, want.mine, want.total, want.share = covered, mine, total, share(owner)
   want.claim = claimed[owner]
 
+  -- Beyond the shares it is first come, first served.
+  local ahead = 0
+  if floor > 0 or #missing == 0 then
+    for _, since in ipairs(queue) do
+      if since < (want.since or now) then
+        ahead = ahead + 1
+      end
+    end
+  end
   -- What others must be able to take, from what is free.
   local function spare()
-    local reserved = mine + want.min <= want.share and covered or all
+    local reserved = mine + want.min <= want.share and covered or all + ahead
     return limit - total - reserved
   end
   local free = spare()
@@ -286,10 +306,19 @@ for w = 1, tonumber(ARGV[8]) do
     if found then
       want.freed = freed
     else
-      -- They are at the upstream, or are still to be sent: not before the first of them is.
-      local first = redis.call('ZRANGE', want.slots, 0, 0, 'WITHSCORES')
-      later = math.max(later or 0, tonumber(first[2] or now) - want.hold - now, 0)
+      -- They are at the upstream, or are still to be sent: not before the first of them is that is not for
+      -- somebody who has waited for longer.
+      local all_of_them = math.max(want.total, 1)
+      local place = ahead % all_of_them
+      local first = redis.call('ZRANGE', want.slots, place, place, 'WITHSCORES')
+      local wait = math.max(tonumber(first[2] or now) - want.hold - now, 0)
+        + math.floor(ahead / all_of_them) * want.horizon
+      later = math.max(later or 0, wait)
       want.denied = true
+      -- Others wait for him a little longer than he does (redis/lease.rs).
+      local till = now + wait + math.min(want.horizon / 2, want.horizon * 4 / limit) + 500000
+      redis.call('HSET', want.claims, 'q' .. owner, string.format('%.0f:%.0f', want.since or now, till))
+      want.since = nil
     end
   end
   if want.gap > 0 and want.last then
@@ -370,6 +399,10 @@ for w, want in ipairs(wants) do
   elseif want.claim ~= 'v' then
     want.claim = want.limit - want.total >= unused + want.covered and 'v' or 'u'
     redis.call('HSET', want.claims, 'c' .. owner, want.claim)
+  end
+  -- Who does not take what there is lets others.
+  if want.since then
+    redis.call('HDEL', want.claims, 'q' .. owner)
   end
   expire(want.slots, want.claims)
   answers[3 * w - 2] = later and (want.denied and 0 or 1) or want.take

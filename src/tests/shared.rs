@@ -864,3 +864,63 @@ fn a_store_that_was_never_sent_the_scripts_should_not_seem_too_slow_at_first() {
         assert!(view.up || run.at < SECOND / 2);
     }
 }
+
+/// How much gets through by limits of a group and of its command, of how much; what that took in questions to
+/// the store; and what came from each gateway.
+fn saturated(group: u32, api: u32, gateways: usize) -> (usize, usize, u64, Vec<usize>) {
+    const LENGTH: u32 = 40;
+    let plan = Plan {
+        replicas: u32::try_from(gateways).expect("a few"),
+        gateways,
+        group: (group, SECOND),
+        api: (api, SECOND),
+        jitter: 5 * MS,
+        spread: 3,
+        callers: vec![vec![(0, 0), (0, 0), (1, 0)]; gateways],
+        ..two_of_three()
+    };
+    let mut run = Run::new(plan, 1);
+    run.begin();
+    run.run_until(run.at + SECOND * 4);
+    let before = run.outside.simulator.journal().len();
+    let asked = run.outside.store.lock().asked;
+    run.run_until(run.at + SECOND * LENGTH);
+    let asked = run.outside.store.lock().asked - asked;
+    run.judge(&"nothing");
+    let mut each = vec![0; gateways];
+    let arrivals = &run.outside.simulator.journal()[before..];
+    for arrival in arrivals {
+        let body: serde_json::Value = serde_json::from_slice(&arrival.body).expect("JSON");
+        let who = body["GroupAttr"][0]["value"].as_str().map(str::parse);
+        let who: usize = who.expect("a text").expect("the number of a gateway");
+        each[who] += 1;
+    }
+    let possible = api.min(group * 2) * LENGTH;
+    (arrivals.len(), possible as usize, asked, each)
+}
+
+#[test]
+fn who_waits_for_a_slot_should_not_poll_and_should_get_his_part() {
+    // Fewer slots than gateways, as many, and more.
+    for (group, api, gateways) in [
+        (1, 60, 4),
+        (5, 60, 10),
+        (5, 60, 20),
+        (5, 60, 5),
+        (5, 60, 3),
+        (60, 5, 10),
+        (60, 5, 3),
+        (5, 8, 10),
+    ] {
+        let (used, possible, asked, each) = saturated(group, api, gateways);
+        let what = format!(
+            "{group} for a group, {api} for all, {gateways} gateways: {used} of {possible}, asked {asked} \
+             times, {each:?}"
+        );
+        println!("{what}");
+        assert!(used * 10 >= possible * 9, "{what}");
+        let used_times = u64::try_from(used).expect("a few");
+        assert!(asked * 10 <= used_times * 24, "{what}");
+        assert!(each.iter().all(|own| own * gateways * 2 >= used), "{what}");
+    }
+}

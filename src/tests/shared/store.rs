@@ -54,6 +54,8 @@ pub(super) struct Server {
     pub(super) broken: Option<String>,
     /// Scripts that were run.
     pub(super) calls: u64,
+    /// Those that wanted slots.
+    pub(super) asked: u64,
 }
 
 fn text(value: &impl ToString) -> Reply {
@@ -313,6 +315,7 @@ impl Server {
             sent: HashSet::new(),
             broken: None,
             calls: 0,
+            asked: 0,
         }
     }
 
@@ -348,6 +351,7 @@ impl Server {
                     return Reply::Error("NOSCRIPT No matching script.".to_owned());
                 }
                 self.calls += 1;
+                self.asked += u64::from(wants(words) > 0);
                 self.run(&hash, words).unwrap_or_else(|error| {
                     self.broken.get_or_insert_with(|| error.to_string());
                     Reply::Error(format!("ERR {error}"))
@@ -372,6 +376,13 @@ impl Server {
         let script = script.ok_or_else(|| mlua::Error::runtime("not one of ours"))?;
         from_lua(&script.call(())?)
     }
+}
+
+/// The slots that a call of `take.lua` wants are of so many windows.
+fn wants(words: &[Vec<u8>]) -> usize {
+    let number = |place: usize| std::str::from_utf8(words.get(place)?).ok()?.parse().ok();
+    let keys = number(2).unwrap_or(0);
+    number(3 + keys + 7).unwrap_or(0)
 }
 
 /// A number becomes text as Redis writes it.

@@ -365,3 +365,46 @@ async fn a_call_should_have_its_turn_in_every_window_that_is_shared_by_turns() {
     }
     assert_eq!(taken, [10, 0]);
 }
+
+#[tokio::test]
+async fn who_waits_should_have_the_next_slot_unless_he_leaves() {
+    for leaves in [false, true] {
+        let mut bench = Bench::start().await;
+        let (one, two) = (bench.gateway("3").await, bench.gateway("3").await);
+        let three = bench.gateway("3").await;
+        let window = want("w", 1);
+        assert!(bench.take(&one, window.clone()).await.taken);
+        assert!(!bench.take(&two, window.clone()).await.taken);
+        let mut ask = bench.wants(Vec::new());
+        if leaves {
+            ask.releases = vec![window.window];
+        }
+        bench.ask(&two, ask).await;
+        // It cools from now on, and would be for whoever asks first.
+        let mut settle = bench.wants(Vec::new());
+        settle.notes = vec![Note {
+            window: window.window,
+            name: Name {
+                id: one.id,
+                sequence: 0,
+            },
+            slots: 1,
+            had: 1,
+            left: SECOND,
+        }];
+        bench.ask(&one, settle).await;
+        let denied = bench.take(&three, window.clone()).await;
+        assert_eq!(denied.taken, leaves);
+        if !leaves {
+            assert_eq!(denied.got[0].slots, 0);
+            assert!(bench.take(&two, window.clone()).await.taken);
+            // He is the next now, once that one has been sent.
+            let denied = bench.take(&three, window.clone()).await;
+            assert!(
+                denied.wait > SECOND / 2 && denied.wait <= SECOND,
+                "{:?}",
+                denied.wait
+            );
+        }
+    }
+}
