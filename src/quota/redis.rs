@@ -156,6 +156,8 @@ pub(super) struct Inner {
     /// How many there were when they were last listed, and how many of them are missing.
     members: usize,
     missing: u32,
+    /// How many had no seat when they were last listed.
+    without: u32,
     connection: Option<ConnectionOf>,
     /// Why it is away, and since when.
     down: (String, Instant),
@@ -267,6 +269,7 @@ impl Store {
             seats: BTreeSet::new(),
             members: 0,
             missing: 0,
+            without: 0,
             connection: None,
             down: ("it was not reached yet".to_owned(), now),
         };
@@ -359,11 +362,12 @@ impl Store {
             None if pace.window <= self.hold => Some(self.started + period.max(FIRST)),
             None => Some(self.started + FIRST),
         };
-        if share == 0 && seat.is_some_and(|seat| seat >= self.replicas) {
+        let without_seat = seat.is_some_and(|seat| seat >= self.replicas);
+        if share == 0 && without_seat && inner.phase != Phase::Up {
             // Others have turns, and any time may be one of theirs.
             return Terms::Nothing;
         }
-        if share == 0 && is_newcomer {
+        if share == 0 && (is_newcomer || without_seat) {
             // Somebody who is not back yet may have the same turns.
             not_before = inner.born_at.map(|born| believed_from(born, period));
         } else if share == 0 {
@@ -550,6 +554,7 @@ impl Store {
                     inner.listed = Some(told_at);
                     inner.seats = seats(&done.members);
                     inner.members = done.members.len();
+                    inner.without = without(&done.members, self.replicas);
                 }
                 return Some(done);
             }
@@ -666,6 +671,12 @@ impl Inner {
 /// From when on a store that came to be at `born` knows what was spent of a window before, and by whom.
 fn believed_from(born: Instant, period: Duration) -> Instant {
     born + period.max(BACK)
+}
+
+/// How many of them have no seat.
+fn without(members: &[Owner], replicas: u32) -> u32 {
+    let without = members.iter().filter(|member| member.seat >= replicas);
+    u32::try_from(without.count()).unwrap_or(u32::MAX)
 }
 
 fn seats(members: &[Owner]) -> BTreeSet<Seat> {

@@ -9,7 +9,8 @@
 --       then two for each window:
 --         slots: a sorted set, ID:SEQUENCE:N scored by the time at which that slot is free
 --         claims: a hash, n<ID> the slots that it holds, c<ID.SEAT> its claim (`u`, or `v` for one
---                 that is covered), t<SEAT> its last turn, a<ID:SEQUENCE> from when on what was given
+--                 that is covered), t<SEAT> the last turn of a seat,
+--                 and `o` if it was left to another, a<ID:SEQUENCE> from when on what was given
 --                 ahead may be used, `last` the time of the last call that was spaced, q<ID.SEAT> since
 --                 when it waits for a slot and until when it is waited for
 -- ARGV  owner, born, deadline, lease (0 for one who is no member yet), replicas, list members (0 or
@@ -170,6 +171,20 @@ if #missing > most then
     gone[table.remove(missing)] = true
   end
 end
+-- The seats of those who are heard of.
+local heard
+local function seats_heard_of()
+  if not heard then
+    heard = {}
+    for _, whose in ipairs(redis.call('ZRANGEBYSCORE', members, now + 1, '+inf')) do
+      if seat_of(whose) < replicas then
+        heard[#heard + 1] = seat_of(whose)
+      end
+    end
+  end
+  return heard
+end
+
 local at, later, answers, wants = now, nil, {}, {}
 
 for w = 1, tonumber(ARGV[8]) do
@@ -193,7 +208,7 @@ for w = 1, tonumber(ARGV[8]) do
   end
 
   -- Who holds and who claims how much.
-  local held, claimed, queue = {}, {}, {}
+  local held, claimed, queue, turns = {}, {}, {}, {}
   local fields = redis.call('HGETALL', want.claims)
   for f = 1, #fields, 2 do
     local kind, whose = string.sub(fields[f], 1, 1), string.sub(fields[f], 2)
@@ -214,19 +229,20 @@ for w = 1, tonumber(ARGV[8]) do
       end
     elseif kind == 'q' then
       local since, till = string.match(fields[f + 1], '^(%d+):(%d+)$')
-      if tonumber(till) <= now then
+      if tonumber(till) + 2 * want.horizon <= now then
         redis.call('HDEL', want.claims, fields[f])
       elseif whose == owner then
         want.since = tonumber(since)
-      else
-        queue[#queue + 1] = tonumber(since)
+      elseif tonumber(till) > now then
+        queue[#queue + 1] = {tonumber(since), seat_of(whose)}
       end
     elseif kind == 'a' then
       if tonumber(fields[f + 1]) <= now then
         redis.call('HDEL', want.claims, fields[f])
       end
-    elseif fields[f] == 't' .. seat_of(owner) then
-      want.turn = tonumber(fields[f + 1])
+    elseif kind == 't' then
+      local turn, left = string.match(fields[f + 1], '^(%d+)(o?)$')
+      turns[tonumber(whose)] = {tonumber(turn), left == 'o'}
     elseif fields[f] == 'last' then
       want.last = tonumber(fields[f + 1])
     end
@@ -252,8 +268,8 @@ for w = 1, tonumber(ARGV[8]) do
   -- Beyond the shares it is first come, first served.
   local ahead = 0
   if floor > 0 or #missing == 0 then
-    for _, since in ipairs(queue) do
-      if since < (want.since or now) then
+    for _, other in ipairs(queue) do
+      if other[1] < (want.since or now) then
         ahead = ahead + 1
       end
     end
@@ -314,11 +330,7 @@ for w = 1, tonumber(ARGV[8]) do
       local wait = math.max(tonumber(first[2] or now) - want.hold - now, 0)
         + math.floor(ahead / all_of_them) * want.horizon
       later = math.max(later or 0, wait)
-      want.denied = true
-      -- Others wait for him a little longer than he does (redis/lease.rs).
-      local till = now + wait + math.min(want.horizon / 2, want.horizon * 4 / limit) + 500000
-      redis.call('HSET', want.claims, 'q' .. owner, string.format('%.0f:%.0f', want.since or now, till))
-      want.since = nil
+      want.denied = wait
     end
   end
   if want.gap > 0 and want.last then
@@ -328,13 +340,36 @@ for w = 1, tonumber(ARGV[8]) do
     -- There are too few slots for shares. Those who are missing take turns (redis/share.rs), so
     -- everybody does.
     local piece = math.ceil((want.horizon + math.min(250000, math.floor(want.horizon / 4))) / limit)
-    want.cycle, want.start = replicas * piece, seat_of(owner) * piece
-    if want.turn then
-      want.next_turn = want.turn + want.cycle - piece / 2
+    local own, next_turns = seat_of(owner), {}
+    want.cycle = replicas * piece
+    if own < replicas then
+      -- Every other of his turns, if somebody waits who has none.
+      local last, rest = turns[own] or {0}, want.cycle
+      want.most = 2 * want.cycle
+      for _, other in ipairs(queue) do
+        if other[2] >= replicas then
+          rest, want.most = last[2] and want.cycle or 2 * want.cycle, want.cycle
+        end
+      end
+      next_turns[own] = last[1] + rest - piece / 2
+    else
+      -- Who has none takes what others leave. Not earlier than they may be cut off and not know.
+      for _, seat in ipairs(seats_heard_of()) do
+        local last = turns[seat] or {0}
+        next_turns[seat] = last[1] + want.cycle - piece / 2
+      end
+      want.most = want.horizon - math.min(125000, want.horizon / 8)
     end
-    if seat_of(owner) >= replicas then
-      later = math.max(later or 0, want.horizon)
-      want.denied = true
+    function want.turn(from)
+      local first
+      for seat, not_before in pairs(next_turns) do
+        local turn = math.max(from, not_before)
+        turn = turn + (seat * piece - turn) % want.cycle
+        if not first or turn < first then
+          first, want.seat = turn, seat
+        end
+      end
+      return first or from + want.cycle
     end
   end
   wants[w] = want
@@ -342,14 +377,13 @@ end
 
 -- The first moment at which it is his turn wherever there are turns. In two windows that may never be: then
 -- he asks again a cycle later.
-local longest, settled = 0, false
+local settled, cycle, most = false, 0, math.huge
 for _ = 1, 32 do
   local before = at
   for _, want in ipairs(wants) do
     if want.cycle then
-      longest = math.max(longest, want.cycle)
-      at = math.max(at, want.next_turn or 0)
-      at = at + (want.start - at) % want.cycle
+      cycle, most = math.max(cycle, want.cycle), math.min(most, want.most)
+      at = want.turn(at)
     end
   end
   settled = at == before
@@ -357,10 +391,10 @@ for _ = 1, 32 do
     break
   end
 end
-if longest > 0 and not (settled and at - now <= 2 * longest) then
-  later = math.max(later or 0, longest)
+if cycle > 0 and not (settled and at - now <= most) then
+  later = math.max(later or 0, settled and at - now - most or cycle)
   for _, want in ipairs(wants) do
-    want.denied = want.denied or want.cycle ~= nil
+    want.denied = want.denied or want.cycle and later
   end
 end
 
@@ -384,7 +418,8 @@ for w, want in ipairs(wants) do
     end
     want.total, want.mine = want.total + want.take, want.mine + want.take
     if want.cycle then
-      redis.call('HSET', want.claims, 't' .. seat_of(owner), at)
+      local left = want.seat ~= seat_of(owner) and 'o' or ''
+      redis.call('HSET', want.claims, 't' .. want.seat, string.format('%.0f', at) .. left)
     end
     if want.gap > 0 then
       redis.call('HSET', want.claims, 'last', at + want.gap * (want.take - 1))
@@ -400,8 +435,15 @@ for w, want in ipairs(wants) do
     want.claim = want.limit - want.total >= unused + want.covered and 'v' or 'u'
     redis.call('HSET', want.claims, 'c' .. owner, want.claim)
   end
-  -- Who does not take what there is lets others.
-  if want.since then
+  if later then
+    -- Others wait for him a little longer than he does (redis/lease.rs). Who does not take what there is
+    -- since he waits elsewhere lets them, and keeps his place.
+    local till = now
+    if want.denied then
+      till = now + want.denied + math.min(want.horizon / 2, want.horizon * 4 / want.limit) + 500000
+    end
+    redis.call('HSET', want.claims, 'q' .. owner, string.format('%.0f:%.0f', want.since or now, till))
+  elseif want.since then
     redis.call('HDEL', want.claims, 'q' .. owner)
   end
   expire(want.slots, want.claims)

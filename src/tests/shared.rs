@@ -655,6 +655,18 @@ impl Run {
         assert!(refusals.is_empty(), "the upstream refused {refusals:?}");
     }
 
+    /// Arrivals since the first so many, by the gateway that sent them.
+    fn by_gateway(&self, before: usize) -> Vec<usize> {
+        let mut each = vec![0; self.plan.gateways];
+        for arrival in &self.outside.simulator.journal()[before..] {
+            let body: serde_json::Value = serde_json::from_slice(&arrival.body).expect("JSON");
+            let who = body["GroupAttr"][0]["value"].as_str().map(str::parse);
+            let who: usize = who.expect("a text").expect("the number of a gateway");
+            each[who] += 1;
+        }
+        each
+    }
+
     /// Calls that should arrive within `length` at least, when nothing fails.
     fn expected(&self, length: Duration) -> f64 {
         let plan = &self.plan;
@@ -887,16 +899,9 @@ fn saturated(group: u32, api: u32, gateways: usize) -> (usize, usize, u64, Vec<u
     run.run_until(run.at + SECOND * LENGTH);
     let asked = run.outside.store.lock().asked - asked;
     run.judge(&"nothing");
-    let mut each = vec![0; gateways];
-    let arrivals = &run.outside.simulator.journal()[before..];
-    for arrival in arrivals {
-        let body: serde_json::Value = serde_json::from_slice(&arrival.body).expect("JSON");
-        let who = body["GroupAttr"][0]["value"].as_str().map(str::parse);
-        let who: usize = who.expect("a text").expect("the number of a gateway");
-        each[who] += 1;
-    }
+    let each = run.by_gateway(before);
     let possible = api.min(group * 2) * LENGTH;
-    (arrivals.len(), possible as usize, asked, each)
+    (each.iter().sum(), possible as usize, asked, each)
 }
 
 #[test]
@@ -923,4 +928,39 @@ fn who_waits_for_a_slot_should_not_poll_and_should_get_his_part() {
         assert!(asked * 10 <= used_times * 24, "{what}");
         assert!(each.iter().all(|own| own * gateways * 2 >= used), "{what}");
     }
+}
+
+#[test]
+fn who_has_no_seat_should_have_turns_that_others_leave() {
+    let plan = Plan {
+        gateways: 3,
+        group: (1, 400 * MS),
+        callers: vec![vec![(0, 0); 3]; 3],
+        ..two_of_three()
+    };
+    let mut run = Run::new(plan, 1);
+    run.begin();
+    let mut dead = Vec::new();
+    run.apply(Failure::Killed(1), true, &mut dead);
+    run.apply(Failure::Killed(2), true, &mut dead);
+    run.run_until(run.at + SECOND * 5);
+    // Nobody knows which of the two is gone for good.
+    run.start(1);
+    run.run_until(run.at + SECOND * 5);
+    let before = run.outside.simulator.journal().len();
+    run.run_until(run.at + SECOND * 30);
+    let each = run.by_gateway(before);
+    // A turn is every 1.5 s.
+    assert!(
+        each[0] + each[1] >= 18 && each[0] >= 8 && each[1] >= 8,
+        "{each:?}"
+    );
+    // Who is cut off goes on with his turns.
+    for _ in 0..5 {
+        run.apply(Failure::Held(0), true, &mut dead);
+        run.run_until(run.at + SECOND * 5);
+        run.apply(Failure::Held(0), false, &mut dead);
+        run.run_until(run.at + MS * 2_370);
+    }
+    run.judge(&"turns");
 }

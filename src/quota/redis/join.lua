@@ -5,8 +5,8 @@
 -- ARGV  "hello", 1 if the store's clock was seen to jump
 --         gives {id, now, born, era}: an id that nobody else has; born is the time
 --         and a number; era is another after its clock was set
---       "enter", id, the ids that it may be known by, the seat that it had or -1, replicas, 1 if it may
---         take the seat of one that is missing, seats that were taken in the store before
+--       "enter", id, the ids that it may be known by, the seat that it had or -1, replicas, seats that
+--         were taken in the store before
 --         gives {"id.seat", born, members...}
 --       "leave", owner
 --
@@ -47,7 +47,6 @@ if step == 'leave' then
 end
 
 local id, before, wanted, replicas = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local may_replace = ARGV[6] == '1'
 -- Whoever was not heard of for an hour is gone.
 redis.call('ZREMRANGEBYSCORE', members, '-inf', now - 3600000000)
 
@@ -76,7 +75,7 @@ for m = 1, #list, 2 do
   end
 end
 -- The store forgot them, they have not come back yet.
-for n = 7, #ARGV do
+for n = 6, #ARGV do
   local seat = tonumber(ARGV[n])
   if seat < replicas and seat ~= wanted and not seated[seat] then
     seated[seat], forgotten[seat] = '0.' .. seat, true
@@ -95,9 +94,9 @@ for free = 0, replicas - 1 do
   end
 end
 -- There are no more gateways than seats. So if there are as many without one as there are seats of
--- which nothing is heard, those who had them are gone. If there are fewer, some are: whoever has waited
--- takes the seat with the smallest share, so that what is kept for the others is enough in any case.
-if not seat and #away > 0 and (may_replace or without >= #away) then
+-- which nothing is heard, those who had them are gone. If there are fewer, some are, but nobody knows
+-- which: who took the seat of one who is only cut off would have his turns.
+if not seat and #away > 0 and without >= #away then
   seat = math.min(unpack(away))
 end
 -- No seat, the least share.

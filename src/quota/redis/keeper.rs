@@ -11,7 +11,7 @@ use super::{
     line::{Connection, Trouble, describe, too_slow, within},
     reading::Reading,
     script::{self, Answer, Ask, Owner, integer, text},
-    seats,
+    seats, without,
 };
 use crate::clock::{self, Instant};
 
@@ -97,7 +97,8 @@ impl Store {
     /// Whoever held the seats when we joined may be gone by now.
     fn take_a_seat(&self, epoch: u64) {
         let mut inner = self.inner.lock();
-        let free = inner.missing > 0 || (0..self.replicas).any(|seat| !inner.seats.contains(&seat));
+        let gone = inner.missing > 0 && inner.without >= inner.missing;
+        let free = gone || (0..self.replicas).any(|seat| !inner.seats.contains(&seat));
         if free && self.epoch() == epoch {
             tracing::info!("a seat at the shared store has become free: joining again");
             inner.book.away();
@@ -184,7 +185,7 @@ impl Store {
         self.write_down(connection, &hello).await?;
         let Hello { id, born, .. } = hello;
         let asked_at = clock::now();
-        let (arguments, reborn) = self.entering(id, &born, asked_at);
+        let (arguments, reborn) = self.entering(id, &born);
         {
             let tried = &mut self.inner.lock().tried;
             tried.insert(0, id);
@@ -221,6 +222,7 @@ impl Store {
         let members: Vec<_> = members.collect();
         inner.seats = seats(&members);
         inner.members = members.len();
+        inner.without = without(&members, self.replicas);
         inner.connection = Some(super::ConnectionOf(connection.clone()));
         inner.phase = Phase::Up;
         self.epoch.send_modify(|epoch| *epoch += 1);
@@ -270,12 +272,11 @@ impl Store {
     }
 
     /// How we ask to be counted in, and whether the store has forgotten those who were.
-    fn entering(&self, id: u64, born: &str, now: Instant) -> (Vec<String>, bool) {
+    fn entering(&self, id: u64, born: &str) -> (Vec<String>, bool) {
         let inner = self.inner.lock();
         let before = inner.owner.as_ref();
         let is_owner = |id: &u64| before.is_some_and(|owner| owner.id == *id);
         let reborn = !inner.born.is_empty() && *inner.born != *born;
-        let waited = now - inner.down.1 > LEASE * 2;
         let mut arguments = vec![
             "enter".to_owned(),
             id.to_string(),
@@ -288,7 +289,6 @@ impl Store {
                 .join(" "),
             before.map_or_else(|| "-1".to_owned(), |owner| owner.seat.to_string()),
             self.replicas.to_string(),
-            u8::from(waited).to_string(),
         ];
         if reborn {
             arguments.extend(inner.seats.iter().map(ToString::to_string));

@@ -16,6 +16,9 @@
 //!
 //! A call that is counted in two such windows leaves when it is its turn in both, which may never be.
 //!
+//! Who has no seat, since those who had them may still be there, has no turn. The store gives him turns of
+//! those who are heard of: what they leave, and every other one if they leave none.
+//!
 //! The slack is for the delay of calls, for store round trips and for clocks that drift apart while
 //! the store is away.
 

@@ -62,7 +62,7 @@ impl Bench {
     async fn gateway(&mut self, replicas: &str) -> Owner {
         let hello = self.join(&["hello", "0"]).await;
         self.born.clone_from(&hello[2]);
-        let entered = ["enter", &hello[0], "", "-1", replicas, "0"];
+        let entered = ["enter", &hello[0], "", "-1", replicas];
         let owner = Owner::parse(&self.join(&entered).await[0]).expect("an owner");
         let here = self.wants(Vec::new());
         assert!(matches!(self.ask(&owner, here).await, Answer::Done(_)));
@@ -270,13 +270,13 @@ async fn seats_should_be_kept_for_those_who_are_away() {
     assert_eq!(bench.gateway("3").await.seat, 3, "there is none left");
     // One comes back under a new number.
     let hello = bench.join(&["hello", "0"]).await;
-    let entered = ["enter", &hello[0], &seats[1].id.to_string(), "1", "3", "0"];
+    let entered = ["enter", &hello[0], &seats[1].id.to_string(), "1", "3"];
     let again = Owner::parse(&bench.join(&entered).await[0]).expect("an owner");
     assert_eq!(again.seat, 1);
     // The store forgets everybody: those who were known keep their seats.
     bench.server.ask(&["FLUSHALL"]);
     let hello = bench.join(&["hello", "0"]).await;
-    let entered = ["enter", &hello[0], "", "2", "3", "0", "0", "1", "2"];
+    let entered = ["enter", &hello[0], "", "2", "3", "0", "1", "2"];
     let answer = bench.join(&entered).await;
     assert!(
         answer[0].ends_with(".2") && answer.contains(&"0.0".to_owned()),
@@ -299,7 +299,7 @@ async fn who_came_back_and_was_not_heard_since_should_be_left_his_share() {
     // He comes back under a new number, and the answer is lost: he goes on as he was.
     let hello = bench.join(&["hello", "0"]).await;
     let seat = one.seat.to_string();
-    let entered = ["enter", &hello[0], &one.id.to_string(), &seat, "3", "0"];
+    let entered = ["enter", &hello[0], &one.id.to_string(), &seat, "3"];
     let again = Owner::parse(&bench.join(&entered).await[0]).expect("an owner");
     assert_eq!(again.seat, one.seat);
     // What he held is free by now.
@@ -332,7 +332,7 @@ async fn a_call_should_have_its_turn_in_every_window_that_is_shared_by_turns() {
     // The third is missing, so everybody takes turns: seat 0 every 3.75 s and every 1.875 s; seat 1 as
     // often, but never in both at once.
     let hello = bench.join(&["hello", "0"]).await;
-    bench.join(&["enter", &hello[0], "", "-1", "3", "0"]).await;
+    bench.join(&["enter", &hello[0], "", "-1", "3"]).await;
     let mut taken = [0; 2];
     for attempt in 0..20 {
         let owner = &owners[attempt % 2];
@@ -407,4 +407,24 @@ async fn who_waits_should_have_the_next_slot_unless_he_leaves() {
             );
         }
     }
+}
+
+#[tokio::test]
+async fn the_seat_of_one_who_may_only_be_cut_off_should_not_be_given_away() {
+    let mut bench = Bench::start().await;
+    bench.gateway("3").await;
+    // Two are not heard of, one of them at least is gone when somebody else comes: which one?
+    let mut seats = Vec::new();
+    for _ in 0..4 {
+        let hello = bench.join(&["hello", "0"]).await;
+        let answer = bench.join(&["enter", &hello[0], "", "-1", "3"]).await;
+        let owner = Owner::parse(&answer[0]).expect("an owner");
+        if seats.len() >= 2 {
+            let here = bench.wants(Vec::new());
+            bench.ask(&owner, here).await;
+        }
+        seats.push(owner.seat);
+    }
+    // Both are, once two have come.
+    assert_eq!(seats, [1, 2, 3, 1]);
 }
