@@ -212,10 +212,13 @@ impl Slots {
         }
     }
 
-    /// The share of the limit that is in use at `now`; above 1 where a limit was lowered.
+    /// The share of the limit that is in use at `now`, by others too as far as the store has told;
+    /// above 1 where a limit was lowered.
     pub fn used(&self, now: Instant) -> f64 {
+        let shared = self.shared.as_ref();
+        let others = shared.map_or(0, |shared| shared.store.others(&shared.window, now));
         let mut state = self.state.lock();
-        f64::from(state.window.busy(now)) / f64::from(state.pace.limit)
+        f64::from(state.window.busy(now).saturating_add(others)) / f64::from(state.pace.limit)
     }
 
     /// When a call of so many pairs can be sent behind `ahead`.

@@ -25,6 +25,7 @@ use std::{
 };
 
 use chat_gateway::{
+    call::QuotaClass,
     clock::{self, Instant},
     config::{Config, Sources, load},
     keys::Keys,
@@ -963,4 +964,18 @@ fn who_has_no_seat_should_have_turns_that_others_leave() {
         run.run_until(run.at + MS * 2_370);
     }
     run.judge(&"turns");
+}
+
+#[test]
+fn what_others_use_of_a_quota_should_show_in_the_share_that_is_used() {
+    let mut run = Run::new(two_of_three(), 1);
+    run.begin();
+    run.run_until(run.at + SECOND * 4);
+    for gateway in &run.gateways {
+        let core = gateway.core.as_ref().expect("it was started");
+        let process = gateway.process.as_ref().expect("it was started");
+        let _inside = process.runtime().enter();
+        let used = core.lanes.quota.fullest(Some(QuotaClass::GroupAttributes));
+        assert!((0.8..=1.0).contains(&used), "{used}");
+    }
 }
