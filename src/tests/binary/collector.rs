@@ -163,6 +163,11 @@ impl Collector {
         String::from_utf8_lossy(&bodies.collect::<Vec<_>>().concat()).into_owned()
     }
 
+    /// What that header of the last export says.
+    pub(crate) fn header(&self, name: &str) -> String {
+        self.0.last().one(name).to_owned()
+    }
+
     /// The resource's attribute.
     pub(crate) fn resource(&self, key: &str) -> String {
         let export = self.exports().pop().expect("something has arrived");

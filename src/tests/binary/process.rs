@@ -214,7 +214,12 @@ impl Gateway {
         for setting in settings {
             arguments.extend_from_slice(&["--set", setting]);
         }
-        let process = Process::start(&mut program(&arguments));
+        Gateway::run(&mut program(&arguments)).await
+    }
+
+    /// The gateway that this runs.
+    pub(crate) async fn run(command: &mut Command) -> Gateway {
+        let process = Process::start(command);
         let line = process.stderr_line(|line| line.contains("is ready")).await;
         let line: Value = serde_json::from_str(&line).expect("the log is JSON");
         let address = |name: &str| line[name].as_str().and_then(|address| address.parse().ok());

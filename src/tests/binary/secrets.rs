@@ -1,6 +1,8 @@
 //! Everything that the program can say, with secrets of every kind in it, at level trace; and that
 //! nothing of what it says is one of them (P6).
 
+mod servers;
+
 use std::{fmt::Write as _, fs, path::Path, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose};
