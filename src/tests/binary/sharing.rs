@@ -25,6 +25,7 @@ use self::proxy::Proxy;
 use super::{
     authority::Authority,
     process::{Gateway, within},
+    recorder::{self, Deed, Recorder},
     wire::{Connection, SET, call, one_attribute},
 };
 use crate::harness::{times, worst_window};
@@ -593,4 +594,53 @@ async fn what_is_not_sent_should_not_be_asked_for() {
     // It says that it is there, now and then.
     let heartbeats = 2 + 2 * (clock::now() - started).as_secs();
     assert!(calls <= heartbeats, "{calls} store calls for nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_shed_or_refused_should_not_be_asked_for() {
+    let store = Server::start().await;
+    let refusal = r#"{"ActionStatus":"FAIL","ErrorInfo":"expired","ErrorCode":70001}"#;
+    let upstream = Recorder::start(move |request| {
+        Deed::ok(if request.body.windows(4).any(|part| part == b"\"no\"") {
+            refusal
+        } else {
+            recorder::OK
+        })
+    })
+    .await;
+    let shared = format!("shared.redis={}", store.url());
+    let settings = [
+        shared.as_str(),
+        "state.hold=0s",
+        "shared.budget=100ms",
+        "shared.replicas=1",
+        "quota.group_attributes.limit=1",
+        "quota.group_attributes.window=60s",
+    ];
+    let gateway = Gateway::with(&upstream.url(), &settings).await;
+    all(std::slice::from_ref(&gateway), true).await;
+    let write = |headers, group| call(SET, headers, &one_attribute(group));
+    let reason = async |request: &[u8]| {
+        let answer = gateway.call(request).await;
+        let reasons = answer.all("x-chat-gateway-reason");
+        reasons.first().copied().unwrap_or_default().to_owned()
+    };
+    // The window of the group is full; and then the API refuses the credentials.
+    assert_eq!(reason(&write("", "g")).await, "");
+    for (first, then, group) in [("deadline", "deadline", "g"), ("", "unauthorized", "no")] {
+        assert_eq!(
+            reason(&write("x-chat-gateway-timeout: 9s\r\n", group)).await,
+            first
+        );
+        clock::sleep(SECOND / 2).await;
+        let (before, started) = (store.calls(), clock::now());
+        for _ in 0..50 {
+            let hurried = write("x-chat-gateway-timeout: 9s\r\n", group);
+            assert_eq!(reason(&hurried).await, then);
+        }
+        let calls = store.calls() - before;
+        let heartbeats = 2 + 2 * (clock::now() - started).as_secs();
+        assert!(calls <= heartbeats, "{calls} store calls for nothing");
+    }
+    assert_eq!(upstream.requests().len(), 2);
 }
