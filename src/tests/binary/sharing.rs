@@ -15,7 +15,7 @@ use std::{
 
 use chat_gateway::{
     clock::{self, Instant},
-    simulate::{Arrival, Settings, Simulator},
+    simulate::{Arrival, Counted, Limit, Settings, Simulator},
 };
 use tokio::{net::TcpListener, task::JoinSet};
 
@@ -26,7 +26,7 @@ use super::{
     authority::Authority,
     process::{Gateway, within},
     recorder::{self, Deed, Recorder},
-    wire::{Connection, SET, call, one_attribute},
+    wire::{Connection, EXTEND, SET, call, one_attribute},
 };
 use crate::harness::{times, worst_window};
 
@@ -643,4 +643,66 @@ async fn what_is_shed_or_refused_should_not_be_asked_for() {
         assert!(calls <= heartbeats, "{calls} store calls for nothing");
     }
     assert_eq!(upstream.requests().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pairs_that_are_counted_should_be_as_many_as_there_may_be_however_wide_the_batches() {
+    const LIMIT: u32 = 50;
+    let store = Server::start().await;
+    let window = SECOND * 2;
+    let mut counted = Settings {
+        latency: Duration::from_millis(3),
+        jitter: Duration::from_millis(4),
+        count: Counted::Pairs,
+        ..Settings::default()
+    };
+    counted.limits.message_extension = Limit::new(LIMIT, window);
+    let upstream = Upstream::start(counted).await;
+    let settings = [
+        "quota.message_extension.count=pairs",
+        "quota.message_extension.limit=50",
+        "quota.message_extension.window=2s",
+        "shared.replicas=2",
+    ];
+    let gateways = gateways(2, &upstream, &store.url(), &settings).await;
+    all(&gateways, true).await;
+    clock::sleep(SECOND * 4).await;
+    // Up to twenty pairs travel together; those of one call always do.
+    let mut callers = JoinSet::new();
+    for (gateway, caller) in (0..2).flat_map(|gateway| (0..9).map(move |caller| (gateway, caller)))
+    {
+        let to = gateways[gateway].traffic;
+        let count = if caller == 8 { 9 } else { 1 + caller % 2 * 2 };
+        let pairs: Vec<_> = (0..count)
+            .map(|n| format!(r#"{{"Key":"{gateway}{caller}{n}","Value":"v"}}"#))
+            .collect();
+        let body = format!(
+            r#"{{"GroupId":"g","MsgSeq":1,"OperateType":1,"ExtensionList":[{}]}}"#,
+            pairs.join(",")
+        );
+        callers.spawn(async move {
+            let mut connection = Connection::to(to).await;
+            loop {
+                connection.send(&call(EXTEND, "", &body)).await;
+                let answer = connection.answer_to("POST").await;
+                assert_eq!(answer.json()["ErrorCode"], 0);
+            }
+        });
+    }
+    let from = clock::now();
+    clock::sleep(SECOND * 10).await;
+    let to = clock::now();
+    callers.shutdown().await;
+    let arrivals = upstream.arrivals();
+    let each = |arrival: &Arrival| std::iter::repeat_n(arrival.at, arrival.pairs);
+    let times: Vec<_> = arrivals.iter().flat_map(each).collect();
+    let worst = worst_window(&times, window);
+    assert!(worst <= LIMIT as usize, "{worst} pairs in a window");
+    let refused = upstream.simulator.report().refusals;
+    assert!(refused.is_empty(), "the upstream refused {refused:?}");
+    let widest = arrivals.iter().map(|arrival| arrival.pairs).max();
+    assert!(widest >= Some(16), "{widest:?} pairs in a call");
+    let used = between(&times, from, to);
+    println!("{used} pairs of 250 in {} calls", arrivals.len());
+    assert!(used >= 225, "{used} pairs in {:?}", to - from);
 }
