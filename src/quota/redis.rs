@@ -641,6 +641,12 @@ impl Inner {
         }
     }
 
+    /// Whether one who has no seat would be given one.
+    fn has_free_seat(&self, replicas: u32) -> bool {
+        let gone = self.missing > 0 && self.without >= self.missing;
+        gone || (0..replicas).any(|seat| !self.seats.contains(&seat))
+    }
+
     /// Our `now` and `budget` more, on the store's clock.
     fn deadline(&self, now: Instant, budget: Duration) -> Option<StoreTime> {
         Some(self.clock?.latest(now + budget))

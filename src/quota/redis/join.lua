@@ -51,7 +51,7 @@ local id, before, wanted, replicas = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumb
 redis.call('ZREMRANGEBYSCORE', members, '-inf', now - 3600000000)
 
 local list = redis.call('ZRANGE', members, 0, -1, 'WITHSCORES')
-local seated, forgotten, away, ghosts, without = {}, {}, {}, {}, 1
+local seated, forgotten, away, silent, ghosts, without = {}, {}, {}, {}, {}, 1
 local is_me = {}
 for known in string.gmatch(before, '%d+') do
   is_me[known] = true
@@ -67,6 +67,7 @@ for m = 1, #list, 2 do
     forgotten[seat] = who == '0'
     if is_missing then
       away[#away + 1] = seat
+      silent[seat] = now - list[m + 1]
     end
   elseif is_missing then
     ghosts[#ghosts + 1] = list[m]
@@ -98,6 +99,19 @@ end
 -- which: who took the seat of one who is only cut off would have his turns.
 if not seat and #away > 0 and without >= #away then
   seat = math.min(unpack(away))
+end
+-- If nobody who has a seat was heard of for long, there would be no turns at all: the seat of whoever has
+-- been silent for longest.
+local LONG = 10000000
+if not seat and #away == replicas then
+  local least = math.huge
+  for place = replicas - 1, 0, -1 do
+    least = math.min(least, silent[place] or 0)
+    if not seat or (silent[place] or 0) >= (silent[seat] or 0) then
+      seat = place
+    end
+  end
+  seat = least >= LONG and seat or nil
 end
 -- No seat, the least share.
 seat = seat or replicas

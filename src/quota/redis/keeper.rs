@@ -27,6 +27,9 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// A store that was there for so long is tried again at once when it is away.
 const STEADY: Duration = Duration::from_secs(10);
 
+/// Where nobody who has a seat was heard of for so long, a seat is given away (`join.lua`).
+const LONG: Duration = Duration::from_secs(10);
+
 /// What the store says of itself to one who comes.
 struct Hello {
     /// His number.
@@ -76,19 +79,21 @@ impl Store {
                 } => {}
                 () = clock::sleep(HEARTBEAT) => {}
             }
-            let (is_due, without_seat) = {
+            let (is_due, may_sit) = {
                 let inner = self.inner.lock();
                 let now = clock::now();
                 let silent = inner.heard.is_none_or(|at| now - at >= HEARTBEAT);
                 let owner = inner.owner.as_ref();
                 let without_seat = owner.is_some_and(|owner| owner.seat >= self.replicas);
-                let long_enough = now - joined_at > LEASE;
-                (inner.book.has_news() || silent, without_seat && long_enough)
+                let waited = now - joined_at;
+                let nobody = inner.missing >= self.replicas && waited > LONG;
+                let free = inner.has_free_seat(self.replicas) && waited > LEASE || nobody;
+                (inner.book.has_news() || silent, without_seat && free)
             };
             if is_due {
                 self.tell(epoch).await;
             }
-            if without_seat {
+            if may_sit {
                 self.take_a_seat(epoch);
             }
         }
@@ -97,10 +102,8 @@ impl Store {
     /// Whoever held the seats when we joined may be gone by now.
     fn take_a_seat(&self, epoch: u64) {
         let mut inner = self.inner.lock();
-        let gone = inner.missing > 0 && inner.without >= inner.missing;
-        let free = gone || (0..self.replicas).any(|seat| !inner.seats.contains(&seat));
-        if free && self.epoch() == epoch {
-            tracing::info!("a seat at the shared store has become free: joining again");
+        if self.epoch() == epoch {
+            tracing::info!("a seat at the shared store may have become free: joining again");
             inner.book.away();
             inner.phase = Phase::Down;
             inner.connection = None;

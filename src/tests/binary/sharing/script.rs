@@ -428,3 +428,17 @@ async fn the_seat_of_one_who_may_only_be_cut_off_should_not_be_given_away() {
     // Both are, once two have come.
     assert_eq!(seats, [1, 2, 3, 1]);
 }
+
+#[tokio::test]
+async fn a_seat_should_be_given_away_if_nobody_who_has_one_was_heard_of_for_long() {
+    for (silent, seat) in [([30, 40, 20], 1), ([30, 40, 9], 3), ([30, 40, -1], 3)] {
+        let mut bench = Bench::start().await;
+        let members = bench.keys.members();
+        for seconds in silent {
+            let owner = bench.gateway("3").await;
+            let heard = (bench.now() - seconds * 1_000_000).to_string();
+            bench.server.ask(&["ZADD", &members, &heard, &owner.text()]);
+        }
+        assert_eq!(bench.gateway("3").await.seat, seat, "{silent:?}");
+    }
+}
