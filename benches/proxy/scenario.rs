@@ -212,6 +212,7 @@ pub fn table(run: &Run) -> Result<()> {
         ("cores", cores),
         ("crowd", crowd),
         ("state", state),
+        ("shared", shared),
         ("memory", memory),
         ("start", start),
     ] {
@@ -272,6 +273,68 @@ fn write(bench: &Bench<'_>) -> Result<()> {
             row(&work, spent[0].over(rounds), goal);
         }
     }
+    Ok(())
+}
+
+/// Writes to new groups through a gateway with its windows in a Redis, and through one without. Redis shares
+/// the core of load and upstream.
+fn shared(bench: &Bench<'_>) -> Result<()> {
+    let server = Path::new("/usr/bin/redis-server");
+    if !server.exists() {
+        eprintln!("redis-server is not installed: shared is left out");
+        return Ok(());
+    }
+    let port = free_port()?;
+    let arguments = [
+        "--port",
+        &port.to_string(),
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+    ];
+    let redis = Process::start(OTHER, server, &arguments, port)?;
+    let store = format!(
+        "{USUAL}[shared]\nredis = \"redis://127.0.0.1:{port}\"\nreplicas = 1\nbudget = \"1s\"\n"
+    );
+    let (with, without) = (bench.gateway(OWN, &store)?, bench.gateway(OWN, USUAL)?);
+    // A new Redis is believed after a while.
+    std::thread::sleep(Duration::from_secs(5));
+    let mut rates = [Rounds::default(), Rounds::default()];
+    let mut spent = [Rounds::default(), Rounds::default()];
+    let mut in_redis = Rounds::default();
+    for round in 0..=bench.run.rounds {
+        for (n, proxy) in [&with, &without].into_iter().enumerate() {
+            let (own, before) = (proxy.process.cpu()?, redis.cpu()?);
+            let outcome = load(&bench.order(proxy.port, Kind::Attributes))?;
+            if outcome.good == 0 || outcome.bad * 100 > outcome.good {
+                return Err(format!("{outcome:?}").into());
+            }
+            let calls = outcome.good as f64;
+            let micros = |time: Duration| time.as_secs_f64() * 1e6 / calls;
+            if round == 0 {
+                continue;
+            }
+            rates[n].0.push(calls / outcome.seconds);
+            spent[n].0.push(micros(proxy.process.cpu()? - own));
+            if n == 0 {
+                in_redis.0.push(micros(redis.cpu()? - before));
+            }
+        }
+    }
+    row("writes a second, windows in memory", &rates[1], "");
+    row("the same, windows in a Redis", &rates[0], "");
+    row(
+        "writes a second, in a Redis over in memory",
+        rates[0].over(&rates[1]),
+        "",
+    );
+    row(
+        "CPU of the gateway per write, in a Redis over in memory",
+        spent[0].over(&spent[1]),
+        "",
+    );
+    row("us of CPU of Redis per write", &in_redis, "");
     Ok(())
 }
 

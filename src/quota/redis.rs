@@ -32,6 +32,10 @@
 //! asked, which is before. An attempt that has not left by then (a process that was stopped, a
 //! machine that was asleep) is given back and asked for again.
 //!
+//! Gateways may read new settings one after the other. The longest window that anybody asks with holds for
+//! all, and for what cools already; nothing is given for as long as it became longer by, since slots that are
+//! free by then may have been used within it. What was given ahead by the length before is given back.
+//!
 //! *The shares.* `limit` is divided among `replicas` seats. A gateway that cannot reach the store
 //! spends its share and nothing else. That share is free for it if the store kept it so, and it does
 //!

@@ -187,6 +187,12 @@ impl Scopes {
         key.into_iter().chain(command).collect()
     }
 
+    /// Whether the windows are as long as they were when this was asked for.
+    pub(super) fn still_want(&self, wants: &[Want]) -> bool {
+        let windows = self.shared_windows().into_iter().flatten();
+        windows.eq(wants.iter().map(|want| (want.window, want.horizon)))
+    }
+
     /// The windows, as the store names them, and how long a slot of each is used for.
     pub(super) fn shared_windows(&self) -> [Option<(WindowId, Duration)>; 2] {
         let key = self.key.as_ref();

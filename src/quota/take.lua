@@ -12,11 +12,13 @@
 --                 that is covered), t<SEAT> the last turn of a seat,
 --                 and `o` if it was left to another, a<ID:SEQUENCE> from when on what was given
 --                 ahead may be used, `last` the time of the last call that was spaced, q<ID.SEAT> since
---                 when it waits for a slot and until when it is waited for
+--                 when it waits for a slot and until when it is waited for, `long` how long a slot cools
+--                 by the longest settings of late, until when those hold, and until when nothing is given
+--                 since it became longer
 -- ARGV  owner, born, deadline, lease (0 for one who is no member yet), replicas, list members (0 or
 --       1), number of notes, number of wants
---       each note: window, name, slots, slots it had, time left; or window, "", 0, 0, 0 to give up
---                  the claim
+--       each note: window, name, slots, slots it had, time left, how long it cools in all; or window,
+--                  "", 0, 0, 0, 0 to give up the claim
 --       each want: window, name, at least, at most, limit, gap, horizon, hold, force (0; 1 if
 --                  it was taken already, 2 if its claim was covered as well, 3 if it was taken
 --                  already and nothing is forgotten that may still count)
@@ -104,9 +106,9 @@ local function put(slots, claims, name, first, last, free_at)
 end
 
 -- What was given ahead took the place of a slot that cools: given back, it is that again.
-local function del(slots, claims, name, first, last)
+local function del(slots, claims, name, first, last, more)
   local removed = 0
-  local ahead = tonumber(redis.call('HGET', claims, 'a' .. name) or 0)
+  local ahead = tonumber(redis.call('HGET', claims, 'a' .. name) or -more) + more
   for n = first, last do
     local slot = name .. ':' .. n
     if ahead <= now then
@@ -119,6 +121,39 @@ local function del(slots, claims, name, first, last)
     redis.call('HDEL', claims, 'a' .. name)
   end
   count(claims, id_of(name), -removed)
+end
+
+-- How long slots cool by the longest settings that anybody has had of late, until when those hold, and until
+-- when nobody knows what was sent.
+local function longest(claims)
+  local long = redis.call('HGET', claims, 'long')
+  if long then
+    local length, till, unknown = string.match(long, '^(%d+):(%d+):(%d+)$')
+    return tonumber(length), tonumber(till), tonumber(unknown)
+  end
+end
+
+-- Settings may have another length here than there, when a window was made longer or shorter: the longest
+-- holds for everybody, for what cools already as well.
+local function lengthen(slots, claims, horizon)
+  local length, till, unknown = longest(claims)
+  local before = {length, till}
+  if not length then
+    length, till, unknown = horizon, now + 2 * horizon, 0
+  elseif horizon > length then
+    local all = redis.call('ZRANGE', slots, 0, -1, 'WITHSCORES')
+    for s = 1, #all, 2 do
+      redis.call('ZADD', slots, all[s + 1] + horizon - length, all[s])
+    end
+    unknown = now + horizon - length
+    length, till = horizon, now + 2 * horizon
+  elseif horizon == length and till < now + horizon or horizon < length and till <= now then
+    length, till = horizon, now + 2 * horizon
+  end
+  if length ~= before[1] or till ~= before[2] then
+    redis.call('HSET', claims, 'long', string.format('%.0f:%.0f:%.0f', length, till, unknown))
+  end
+  return length - horizon, unknown
 end
 
 -- Both keys of a window go when its last slot is free, a claim without slots after a minute.
@@ -137,19 +172,21 @@ local function following(n)
 end
 
 for _ = 1, tonumber(ARGV[7]) do
-  local window, name, has, had, left = following(5)
+  local window, name, has, had, left, cools = following(6)
   local slots, claims = key(tonumber(window))
   if name == '' then
     redis.call('HDEL', claims, 'c' .. owner)
     redis.call('HDEL', claims, 'q' .. owner)
   else
     has, had, left = tonumber(has), tonumber(had), tonumber(left)
+    local more = math.max(0, (longest(claims) or 0) - tonumber(cools))
+    left = left + more
     if left <= 0 then
       has = 0
     end
     recount(slots, claims)
     put(slots, claims, name, 1, has, now + left)
-    del(slots, claims, name, has + 1, had)
+    del(slots, claims, name, has + 1, had, more)
     expire(slots, claims)
   end
 end
@@ -195,6 +232,8 @@ for w = 1, tonumber(ARGV[8]) do
     want[field] = tonumber(want[field])
   end
   want.slots, want.claims = key(want.window)
+  local more, unknown = lengthen(want.slots, want.claims, want.horizon)
+  want.hold = want.hold + more
   prune(want.slots, want.claims)
   local total = redis.call('ZCARD', want.slots)
   local limit = want.limit
@@ -283,6 +322,9 @@ for w = 1, tonumber(ARGV[8]) do
   want.take = math.min(want.max, math.max(free, want.min))
   if want.force ~= '0' then
     want.take = want.min
+  elseif unknown > now then
+    later = math.max(later or 0, unknown - now)
+    want.denied = unknown - now
   elseif free < want.min then
     -- Ahead in time, as far as slots cool: the moment at which enough of them are free. A slot of one
     -- who claims no more than his share is his own again, and does not count.

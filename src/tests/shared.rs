@@ -979,3 +979,48 @@ fn what_others_use_of_a_quota_should_show_in_the_share_that_is_used() {
         assert!((0.8..=1.0).contains(&used), "{used}");
     }
 }
+
+#[test]
+fn a_window_that_is_made_longer_should_count_what_others_sent_before() {
+    const LONGER: Duration = Duration::from_millis(1_500);
+    // Slots of one gateway, when the other has its settings first; and a group that rests meanwhile.
+    for between in [0, 200, 700] {
+        let mut run = Run::new(two_of_three(), 1);
+        run.begin();
+        run.run_until(run.at + SECOND * 4);
+        run.plan.group.1 = LONGER;
+        let config = run.config();
+        for number in [0, 1] {
+            let gateway = &run.gateways[number];
+            let core = gateway.core.as_ref().expect("it was started");
+            let process = gateway.process.as_ref().expect("it was started");
+            let inside = process.runtime().enter();
+            core.lanes.quota.follow(&config);
+            drop(inside);
+            if number == 0 {
+                run.run_until(run.at + between * MS);
+            }
+        }
+        let base = run.outside.process.watch().base;
+        let changed = base + run.at + 50 * MS;
+        run.run_until(run.at + SECOND * 12);
+        let times: Vec<_> = run
+            .arrivals()
+            .remove("group 88888888/g0")
+            .expect("it was written to");
+        let late = |at: &&Instant| **at > changed;
+        for at in times.iter().filter(late) {
+            let inside = times
+                .iter()
+                .filter(|other| *other <= at && *at - **other < LONGER);
+            let inside = inside.count();
+            assert!(
+                inside <= 5,
+                "{inside} calls {between} ms apart, at {:?}",
+                *at - base
+            );
+        }
+        let late = times.iter().filter(late).count();
+        assert!(late >= 28, "{late} of 40");
+    }
+}

@@ -46,6 +46,8 @@ struct Attempt {
     /// Names that the store may have for it.
     written: u32,
     free_at: Instant,
+    /// How long its slots cool, by the settings that said when they are free.
+    period: Duration,
     /// When the store takes them for free if it hears nothing.
     bound: Instant,
     /// The store has heard, or will, what became of them.
@@ -60,6 +62,7 @@ pub struct Pending {
     slots: u32,
     had: u32,
     free_at: Instant,
+    period: Duration,
 }
 
 impl Pending {
@@ -70,6 +73,7 @@ impl Pending {
             slots: self.slots,
             had: self.had,
             left: self.free_at.saturating_duration_since(now),
+            cools: self.period,
         }
     }
 
@@ -104,15 +108,16 @@ impl Book {
 
     /// An attempt by `name` takes slots until `free_at`, unless it is settled before.
     pub fn take(&mut self, window: WindowId, name: Name, slots: u32, free_at: Instant) {
+        let leaf = self.windows.entry(window).or_default();
         let attempt = Attempt {
             id: name.id,
             slots,
             written: slots,
             free_at,
+            period: leaf.period,
             bound: free_at,
             told: true,
         };
-        let leaf = self.windows.entry(window).or_default();
         leaf.attempts.insert(name.sequence, attempt);
     }
 
@@ -142,7 +147,13 @@ impl Book {
             had: attempt.written.max(slots),
             // What is given back is to be forgotten for as long as the store may remember it.
             free_at: if slots == 0 { attempt.bound } else { free_at },
+            period: if slots == 0 {
+                attempt.period
+            } else {
+                leaf.period
+            },
         };
+        attempt.period = note.period;
         attempt.slots = slots;
         attempt.written = note.had;
         attempt.free_at = free_at;
@@ -335,6 +346,7 @@ fn pending(window: WindowId, sequence: u64, attempt: &Attempt) -> Pending {
         slots: attempt.slots,
         had: attempt.written,
         free_at: attempt.free_at,
+        period: attempt.period,
     }
 }
 

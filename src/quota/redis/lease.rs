@@ -92,7 +92,7 @@ pub(in crate::quota) async fn acquire(scopes: &Scopes, store: &Arc<Store>) -> Pe
                 }
                 let until = asked_at + done.wait + SEND_WITHIN;
                 let now = clock::now();
-                if now <= until && !scopes.rests(now) {
+                if now <= until && !scopes.rests(now) && scopes.still_want(&wants) {
                     let mut permit = unsent.0.take().expect("it is taken once");
                     let slots = done.got.iter().map(|got| got.slots);
                     permit.lease = Some(taking.lease(demand.take(), slots, Some(until)));

@@ -36,6 +36,8 @@ pub struct Note {
     pub had: u32,
     /// Until they are free.
     pub left: Duration,
+    /// How long they cool in all, by the settings that say so.
+    pub cools: Duration,
 }
 
 /// The name of an attempt in the store.
@@ -243,6 +245,7 @@ impl Ask {
                 note.slots.to_string(),
                 note.had.to_string(),
                 micros(note.left),
+                micros(note.cools),
             ]);
         }
         for window in &self.releases {
@@ -250,6 +253,7 @@ impl Ask {
             arguments.extend([
                 place(window),
                 String::new(),
+                nothing(),
                 nothing(),
                 nothing(),
                 nothing(),

@@ -22,6 +22,7 @@ fn note(name: Name, slots: u32, had: u32, seconds: u32) -> Note {
         slots,
         had,
         left: seconds * SECOND,
+        cools: SECOND,
     }
 }
 
@@ -93,6 +94,7 @@ fn what_is_held_should_be_told_again_under_the_new_name() {
 fn slots_taken_before_there_was_a_name_should_leave_none_behind() {
     let now = clock::now();
     let mut book = Book::default();
+    book.want(window(1), SECOND);
     book.take(window(1), name(0, 3), 2, now + SECOND);
     assert_eq!(
         told_again(&mut book, 9, now),

@@ -222,6 +222,7 @@ async fn a_slot_that_cools_should_be_given_ahead_to_whoever_asks_first() {
             slots: 1,
             had: 1,
             left: Duration::from_millis(500 + 100 * sequence),
+            cools: SECOND,
         }];
         bench.ask(&one, settle).await;
     }
@@ -313,6 +314,7 @@ async fn who_came_back_and_was_not_heard_since_should_be_left_his_share() {
         slots: 0,
         had: 1,
         left: SECOND,
+        cools: SECOND,
     }];
     bench.ask(&other, settle).await;
     let mut taken = 0;
@@ -391,6 +393,7 @@ async fn who_waits_should_have_the_next_slot_unless_he_leaves() {
             slots: 1,
             had: 1,
             left: SECOND,
+            cools: SECOND,
         }];
         bench.ask(&one, settle).await;
         let denied = bench.take(&three, window.clone()).await;
