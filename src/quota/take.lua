@@ -106,9 +106,9 @@ local function put(slots, claims, name, first, last, free_at)
 end
 
 -- What was given ahead took the place of a slot that cools: given back, it is that again.
-local function del(slots, claims, name, first, last, more)
+local function del(slots, claims, name, first, last)
   local removed = 0
-  local ahead = tonumber(redis.call('HGET', claims, 'a' .. name) or -more) + more
+  local ahead = tonumber(redis.call('HGET', claims, 'a' .. name) or 0)
   for n = first, last do
     local slot = name .. ':' .. n
     if ahead <= now then
@@ -145,6 +145,12 @@ local function lengthen(slots, claims, horizon)
     for s = 1, #all, 2 do
       redis.call('ZADD', slots, all[s + 1] + horizon - length, all[s])
     end
+    local fields = redis.call('HGETALL', claims)
+    for f = 1, #fields, 2 do
+      if string.sub(fields[f], 1, 1) == 'a' then
+        redis.call('HSET', claims, fields[f], string.format('%.0f', fields[f + 1] + horizon - length))
+      end
+    end
     unknown = now + horizon - length
     length, till = horizon, now + 2 * horizon
   elseif horizon == length and till < now + horizon or horizon < length and till <= now then
@@ -179,14 +185,13 @@ for _ = 1, tonumber(ARGV[7]) do
     redis.call('HDEL', claims, 'q' .. owner)
   else
     has, had, left = tonumber(has), tonumber(had), tonumber(left)
-    local more = math.max(0, (longest(claims) or 0) - tonumber(cools))
-    left = left + more
+    left = left + math.max(0, (longest(claims) or 0) - tonumber(cools))
     if left <= 0 then
       has = 0
     end
     recount(slots, claims)
     put(slots, claims, name, 1, has, now + left)
-    del(slots, claims, name, has + 1, had, more)
+    del(slots, claims, name, has + 1, had)
     expire(slots, claims)
   end
 end
