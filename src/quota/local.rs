@@ -130,14 +130,15 @@ impl Quota {
         self.settings.store(settings.clone());
         for shard in self.keys.each() {
             for (key, slots) in &*shard {
-                let pace = settings.of(key.class).pace;
-                slots.follow(pace, settings.is_written(&pace), now);
+                let Timing { pace, known_from } = settings.of(key.class);
+                slots.follow(pace, known_from, settings.is_written(&pace), now);
             }
         }
         for (path, apps) in &self.commands.lock().by_path {
-            let pace = settings.of_command(path).pace;
+            let Timing { pace, known_from } = settings.of_command(path);
+            let is_written = settings.is_written(&pace);
             for command in apps.values() {
-                command.slots.follow(pace, settings.is_written(&pace), now);
+                command.slots.follow(pace, known_from, is_written, now);
             }
         }
     }

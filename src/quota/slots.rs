@@ -125,8 +125,17 @@ impl Slots {
         self.state.lock().pace
     }
 
-    /// The settings have changed: what is in flight and what cools counts by the new ones too.
-    pub(super) fn follow(&self, pace: Pace, is_written: bool, now: Instant) {
+    /// The settings have changed: what is in flight and what cools counts by the new ones too. From
+    /// `known_from` on, a window that is made now would have free slots.
+    pub(super) fn follow(
+        &self,
+        pace: Pace,
+        known_from: Option<Instant>,
+        is_written: bool,
+        now: Instant,
+    ) {
+        // The store knows what was sent before.
+        let known_from = known_from.filter(|_| self.shared.is_none());
         self.is_written.store(is_written, Ordering::Relaxed);
         self.change(|state| {
             let old = std::mem::replace(&mut state.pace, pace);
@@ -136,7 +145,8 @@ impl Slots {
             let last_sent = state.last_sent.or(remembered);
             // A call is under way for the timeout, and perhaps for another one if it was lost.
             let cooled = pace.call_timeout * 2 + pace.period();
-            let forgotten_by = last_sent.map(|sent| sent + cooled);
+            // One that has sent nothing may have been forgotten and made anew since its last call.
+            let forgotten_by = last_sent.map(|sent| sent + cooled).or(known_from);
             let (from, to) = (old.period(), pace.period());
             state.window.change_period(now, from, to, forgotten_by);
             if let Some(tally) = &mut state.tally {

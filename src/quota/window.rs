@@ -105,7 +105,7 @@ impl Window {
     /// When it is longer, slots that are free were perhaps spent so lately that the upstream still
     /// counts them, and nobody remembers. They are held until the last of those is free, which is the
     /// difference later, and not after `forgotten_by`: when by the new length the last call that was
-    /// ever sent is free. `None` if there was none.
+    /// ever sent is free. `None` if there was none, or nobody waits for those.
     pub fn change_period(
         &mut self,
         now: Instant,

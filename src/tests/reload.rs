@@ -192,6 +192,41 @@ async fn a_key_that_is_forgotten_should_wait_for_a_longer_window_as_after_a_star
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_key_that_was_forgotten_and_waits_for_its_command_should_wait_for_a_longer_window() {
+    for (hold, least, most) in [
+        ("state.hold=3s", 3_000, 4_500),
+        ("state.hold=1s", 2_000, 2_500),
+    ] {
+        let of = |window: &'static str| {
+            settings(&[
+                hold,
+                "quota.api.limit=1",
+                "quota.api.window=2s",
+                "quota.group_attributes.limit=1",
+                window,
+            ])
+        };
+        let world = World::with(upstream(1), &of("quota.group_attributes.window=300ms"));
+        clock::sleep(5 * SECOND).await;
+        let path = format!("{ATTRIBUTES}set_group_attr");
+        let body = attribute("g", "k", "v");
+        world.post(&path, &body).await;
+        // Its window has passed and is gone; the next call makes another, and waits.
+        clock::sleep(Duration::from_millis(1_500)).await;
+        let waits = world.spawn(|world| async move { world.post(&path, &body).await });
+        clock::sleep(Duration::from_millis(100)).await;
+        world
+            .core
+            .reload
+            .apply(of("quota.group_attributes.window=3s"));
+        assert_eq!(waits.await.unwrap().code(), 0);
+        let times = times(&of_group(&world));
+        let apart = (times[1] - times[0]).as_millis();
+        assert!((least..most).contains(&apart), "{hold}: {apart} ms");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn calls_that_wait_should_leave_as_soon_as_the_limit_is_raised() {
     let limits = |limit: &'static str| {
         [
