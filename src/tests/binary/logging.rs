@@ -285,7 +285,8 @@ async fn each_call_should_be_a_line_that_names_its_group_as_the_settings_allow()
 #[tokio::test]
 async fn a_failure_should_be_one_line_with_its_key() {
     let upstream = Recorder::start(moody).await;
-    let settings = ["retry.max_attempts=1"];
+    // So few that no machine has a warning for it.
+    let settings = ["retry.max_attempts=1", "listen.max_connections=100"];
     let mut gateway = Gateway::start(&upstream.url(), &settings).await;
     for path in [SET, GET, "/odd"] {
         let body = one_attribute("reset");
