@@ -1,6 +1,6 @@
 //! Instructions of the deciding parts, as callgrind counts them: the same on every run, so that a
 //! few per cent more is a change and not noise. The limits are the accepted figures and 2 % for
-//! another compiler: whoever raises one says why in the commit, whoever lowers the count lowers the limit.
+//! another compiler, 15 % where maps are seeded by chance: whoever raises one says why in the commit, whoever lowers the count lowers the limit.
 
 use std::hint::black_box;
 
@@ -45,7 +45,7 @@ fn split((calls, reply): (Vec<Call>, Reply)) -> Vec<Fate> {
 }
 
 #[library_benchmark]
-#[bench::of_10_000(args = (10_000), setup = work::Windows::of, config = at_most(1))]
+#[bench::of_10_000(args = (10_000), setup = work::Windows::of, config = at_most(1_960))]
 fn take(mut windows: work::Windows) {
     windows.take();
     // Not part of it.
