@@ -1,6 +1,7 @@
-//! Instructions of the deciding parts, as callgrind counts them: the same on every run, so that a
-//! few per cent more is a change and not noise. The limits are the accepted figures and 2 % for
-//! another compiler, 15 % where maps are seeded by chance: whoever raises one says why in the commit, whoever lowers the count lowers the limit.
+//! Instructions of the deciding parts, as callgrind counts them: the same on every run, so that a few
+//! per cent more is a change and not noise. The limits are the accepted figures and 2 % for another
+//! compiler, 15 % where maps are seeded by chance: whoever raises one says why in the commit, whoever
+//! lowers the count lowers the limit.
 
 use std::hint::black_box;
 
