@@ -3,9 +3,7 @@
 //! Everything that decides gets `now` as an argument; everything that waits asks this module. It
 //! reads tokio's clock, so a test that pauses time moves the whole gateway.
 
-use std::{cell::Cell, pin::Pin, time::Duration};
-#[cfg(not(all(test, feature = "shuttle")))]
-use std::{future::poll_fn, task::Poll};
+use std::{cell::Cell, future::poll_fn, pin::Pin, task::Poll, time::Duration};
 
 #[cfg(not(all(test, feature = "shuttle")))]
 use futures_util::FutureExt as _;
@@ -59,18 +57,15 @@ pub async fn by<F: Future>(at: Instant, future: F) -> Option<F::Output> {
 }
 
 /// Ends what takes too long, one after the other. A wait for each would have to be entered among those of
-/// the runtime and taken out again; this one stays, and when it is over looks whether it was meant.
-#[cfg(not(all(test, feature = "shuttle")))]
+/// the runtime and taken out again; this one stays, and when it is over looks whether it was meant. Of the runtime, not of a model.
 pub struct Alarm(Pin<Box<tokio::time::Sleep>>);
 
-#[cfg(not(all(test, feature = "shuttle")))]
 impl Default for Alarm {
     fn default() -> Alarm {
         Alarm(Box::pin(tokio::time::sleep_until(now())))
     }
 }
 
-#[cfg(not(all(test, feature = "shuttle")))]
 impl Alarm {
     /// What comes of `future`; `None` if it is not ready by `at`.
     pub async fn by<F: Future>(
@@ -95,19 +90,6 @@ impl Alarm {
             Poll::Pending
         })
         .await
-    }
-}
-
-/// The same, as the model tells time.
-#[cfg(all(test, feature = "shuttle"))]
-#[derive(Default)]
-pub struct Alarm;
-
-#[cfg(all(test, feature = "shuttle"))]
-impl Alarm {
-    /// What comes of `future`; `None` if it is not ready by `at`.
-    pub async fn by<F: Future>(&mut self, at: Instant, future: Pin<&mut F>) -> Option<F::Output> {
-        by(at, future).await
     }
 }
 
@@ -147,7 +129,6 @@ mod tests {
 
     use super::*;
 
-    #[cfg(not(all(test, feature = "shuttle")))]
     #[tokio::test(start_paused = true)]
     async fn an_alarm_should_ring_for_each_use_at_its_own_time() {
         let mut alarm = Alarm::default();

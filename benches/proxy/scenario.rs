@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     Result, Run,
-    load::{Kind, Order},
+    load::{Kind, Order, Outcome},
     measure::{Rounds, row},
     plot::{self, Point, Series},
     process::{Load, OTHER, OWN, Process, free_port, load},
@@ -178,12 +178,18 @@ impl Drop for Bench<'_> {
 /// Microseconds of CPU for each call of a load.
 fn cpu_per_call(proxy: &Proxy, order: &Order) -> Result<f64> {
     let before = proxy.process.cpu()?;
+    let outcome = good_load(proxy, order)?;
+    let spent = proxy.process.cpu()? - before;
+    Ok(spent.as_secs_f64() * 1e6 / outcome.good as f64)
+}
+
+/// What came of a load, nearly all of whose calls must be answered well.
+fn good_load(proxy: &Proxy, order: &Order) -> Result<Outcome> {
     let outcome = load(order)?;
     if outcome.good == 0 || outcome.bad * 100 > outcome.good {
         return Err(format!("{} failed: {outcome:?}", proxy.name).into());
     }
-    let spent = proxy.process.cpu()? - before;
-    Ok(spent.as_secs_f64() * 1e6 / outcome.good as f64)
+    Ok(outcome)
 }
 
 /// Rounds of CPU per call for each of `proxies` in turn, after one that is thrown away.
@@ -306,10 +312,7 @@ fn shared(bench: &Bench<'_>) -> Result<()> {
     for round in 0..=bench.run.rounds {
         for (n, proxy) in [&with, &without].into_iter().enumerate() {
             let (own, before) = (proxy.process.cpu()?, redis.cpu()?);
-            let outcome = load(&bench.order(proxy.port, Kind::Attributes))?;
-            if outcome.good == 0 || outcome.bad * 100 > outcome.good {
-                return Err(format!("{outcome:?}").into());
-            }
+            let outcome = good_load(proxy, &bench.order(proxy.port, Kind::Attributes))?;
             let calls = outcome.good as f64;
             let micros = |time: Duration| time.as_secs_f64() * 1e6 / calls;
             if round == 0 {

@@ -85,7 +85,7 @@ impl Breaker {
             tokio::pin!(changed);
             // Registered before the look at the state, so that no change falls between.
             changed.as_mut().enable();
-            let decision = self.state.lock().decide(clock::now());
+            let decision = self.state.lock().decide(clock::now);
             match decision {
                 Decision::Send | Decision::Probe => return,
                 Decision::WaitForProbe => changed.await,
@@ -112,10 +112,7 @@ impl Breaker {
             breaker: self.clone(),
             probing,
         };
-        if let Phase::Closed { .. } = state.phase {
-            return Some(leave(false));
-        }
-        match state.decide(clock::now()) {
+        match state.decide(clock::now) {
             Decision::Send => Some(leave(false)),
             Decision::Probe => {
                 state.probe();
@@ -179,11 +176,12 @@ impl Drop for Leave {
 }
 
 impl State {
-    fn decide(&self, now: Instant) -> Decision {
+    /// The time is asked for only while the upstream is away.
+    fn decide(&self, now: impl FnOnce() -> Instant) -> Decision {
         match self.phase {
             Phase::Closed { .. } => Decision::Send,
             Phase::Probing { .. } => Decision::WaitForProbe,
-            Phase::Open { probe_at, .. } if probe_at <= now => Decision::Probe,
+            Phase::Open { probe_at, .. } if probe_at <= now() => Decision::Probe,
             Phase::Open { probe_at, .. } => Decision::WaitUntil(probe_at),
         }
     }
@@ -255,7 +253,7 @@ mod tests {
             phase,
         };
         for n in 1..=FAILURES_TO_OPEN {
-            assert_eq!(state.decide(now), Decision::Send);
+            assert_eq!(state.decide(|| now), Decision::Send);
             assert_eq!(state.unreachable(now), n == FAILURES_TO_OPEN);
         }
         state
@@ -276,7 +274,7 @@ mod tests {
             }
             assert!(!state.reached());
         }
-        assert_eq!(state.decide(now), Decision::Send);
+        assert_eq!(state.decide(|| now), Decision::Send);
     }
 
     #[test]
@@ -284,17 +282,17 @@ mod tests {
         let mut now = clock::now();
         let mut state = open(now);
         for wait in [100, 200, 300, 300] {
-            assert_eq!(state.decide(now), Decision::WaitUntil(now + wait * MS));
+            assert_eq!(state.decide(|| now), Decision::WaitUntil(now + wait * MS));
             now += wait * MS;
-            assert_eq!(state.decide(now), Decision::Probe);
+            assert_eq!(state.decide(|| now), Decision::Probe);
             state.probe();
-            assert_eq!(state.decide(now), Decision::WaitForProbe);
+            assert_eq!(state.decide(|| now), Decision::WaitForProbe);
             assert!(!state.unreachable(now));
         }
         now += 300 * MS;
-        assert_eq!(state.decide(now), Decision::Probe);
+        assert_eq!(state.decide(|| now), Decision::Probe);
         assert!(state.reached());
-        assert_eq!(state.decide(now), Decision::Send);
+        assert_eq!(state.decide(|| now), Decision::Send);
     }
 
     async fn leave(breaker: &Arc<Breaker>) -> Leave {

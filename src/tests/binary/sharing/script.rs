@@ -132,6 +132,21 @@ impl Bench {
     }
 }
 
+/// What became of an attempt of `owner` that had one slot: it holds so many, for so long.
+fn settled(window: &Want, owner: &Owner, sequence: u64, slots: u32, left: Duration) -> Note {
+    Note {
+        window: window.window,
+        name: Name {
+            id: owner.id,
+            sequence,
+        },
+        slots,
+        had: 1,
+        left,
+        cools: SECOND,
+    }
+}
+
 fn want(name: &str, limit: u32) -> Want {
     Want {
         window: WindowId::of_command(name, Some(1)),
@@ -213,17 +228,13 @@ async fn a_slot_that_cools_should_be_given_ahead_to_whoever_asks_first() {
     for sequence in 0..5 {
         bench.take(&one, window.clone()).await;
         let mut settle = bench.wants(Vec::new());
-        settle.notes = vec![Note {
-            window: window.window,
-            name: Name {
-                id: one.id,
-                sequence: sequence * 2,
-            },
-            slots: 1,
-            had: 1,
-            left: Duration::from_millis(500 + 100 * sequence),
-            cools: SECOND,
-        }];
+        settle.notes = vec![settled(
+            &window,
+            &one,
+            sequence * 2,
+            1,
+            Duration::from_millis(500 + 100 * sequence),
+        )];
         bench.ask(&one, settle).await;
     }
     let first = bench.take(&other, window.clone()).await;
@@ -305,17 +316,7 @@ async fn who_came_back_and_was_not_heard_since_should_be_left_his_share() {
     assert_eq!(again.seat, one.seat);
     // What he held is free by now.
     let mut settle = bench.wants(Vec::new());
-    settle.notes = vec![Note {
-        window: window.window,
-        name: Name {
-            id: one.id,
-            sequence: 0,
-        },
-        slots: 0,
-        had: 1,
-        left: SECOND,
-        cools: SECOND,
-    }];
+    settle.notes = vec![settled(&window, &one, 0, 0, SECOND)];
     bench.ask(&other, settle).await;
     let mut taken = 0;
     for _ in 0..5 {
@@ -384,17 +385,7 @@ async fn who_waits_should_have_the_next_slot_unless_he_leaves() {
         bench.ask(&two, ask).await;
         // It cools from now on, and would be for whoever asks first.
         let mut settle = bench.wants(Vec::new());
-        settle.notes = vec![Note {
-            window: window.window,
-            name: Name {
-                id: one.id,
-                sequence: 0,
-            },
-            slots: 1,
-            had: 1,
-            left: SECOND,
-            cools: SECOND,
-        }];
+        settle.notes = vec![settled(&window, &one, 0, 1, SECOND)];
         bench.ask(&one, settle).await;
         let denied = bench.take(&three, window.clone()).await;
         assert_eq!(denied.taken, leaves);
