@@ -308,6 +308,7 @@ fn announce_windows(config: &Config, quota: &Quota) {
         tracing::info!(
             keys = journal.summary.windows,
             slots = journal.summary.slots,
+            unwritten_slots_of_each_key = journal.summary.missing,
             "the state file is in use: what a process before this one sent is remembered"
         );
         return;

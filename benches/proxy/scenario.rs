@@ -488,19 +488,29 @@ fn crowd(bench: &Bench<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Writes to ever new groups with and without a state file: with `state.hold` as it is, which windows of
-/// a second need no file beside, and without, where every attempt is written down before it is sent.
+/// Writes with and without a state file: in windows so short that they need none, in long ones, and
+/// where there are so few slots that each attempt is written down before it is sent.
 fn state(bench: &Bench<'_>) -> Result<()> {
-    for (hold, kind, work) in [
-        ("1s", Kind::Attributes, "set_group_attr"),
-        ("1s", Kind::Extension, "64 callers of one message"),
-        ("0s", Kind::Attributes, "each attempt written down"),
-    ] {
+    let of_a_minute = "[quota.group_attributes]\nlimit = 200\nwindow = \"60s\"\n";
+    for (n, (quota, hold, kind, work)) in [
+        ("", "1s", Kind::Attributes, "ever new groups"),
+        (
+            of_a_minute,
+            "1s",
+            Kind::Attributes,
+            "200 a minute of ever new groups",
+        ),
+        ("", "1s", Kind::Extension, "64 callers of one message"),
+        ("", "0s", Kind::Attributes, "each attempt written down"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
         let settings = format!(
             "[quota.api]\nlimit = 1000000\n[quota.message_extension]\nlimit = 1000000\n\
-             [state]\nhold = \"{hold}\"\n"
+             {quota}[state]\nhold = \"{hold}\"\n"
         );
-        let file = bench.folder.join(format!("windows-{hold}-{kind:?}"));
+        let file = bench.folder.join(format!("windows-{n}"));
         let remembering = format!("{settings}file = \"{}\"\n", file.display());
         let (without, with) = (
             bench.gateway(OWN, &settings)?,

@@ -8,6 +8,11 @@
 //! was written before, so it waits in memory for the next write or the sweep: if it is lost, a slot
 //! is held for longer than it need be.
 //!
+//! A system call for each attempt is dear. Of a window of many slots a fiftieth is therefore taken
+//! before it is written, and the file says so beforehand. Whoever finds such a file knows that of
+//! each window of that class so many slots may be missing, and holds as many; the sweep takes that
+//! back where nothing was taken since the last.
+//!
 //! ```text
 //!   FILE        the records              FILE.lock            held by the process that uses FILE
 //!   FILE.new    a compaction under way   FILE.foreign-TIME    what was there and was not ours
@@ -28,13 +33,16 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use self::{
     ledger::{Damage, Ledger, Paces, duration, micros},
-    record::{Event, HEADER, LENGTH, Micros, Record, WindowId},
+    record::{Event, HEADER, LENGTH, Micros, Record, WindowClass, WindowId},
 };
 use crate::{
     clock::{self, Instant},
@@ -64,9 +72,8 @@ const CLOCK_SLACK: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    paces: Mutex<Paces>,
     inner: Mutex<Inner>,
-    remembered: Mutex<HashMap<WindowId, Vec<Slot>>>,
+    remembered: Mutex<Remembered>,
     /// What was remembered at the start.
     pub summary: Summary,
     /// Unlocked when it is closed.
@@ -83,13 +90,28 @@ pub struct Summary {
     pub windows: usize,
     /// Slots that are busy.
     pub slots: u64,
+    /// Slots that may be busy in each window beside those, of the class where they are most.
+    pub missing: u32,
     /// The upstream was seen to count the pairs of message extensions.
     pub counts_pairs: bool,
 }
 
+/// What was remembered at the start and no window was told yet.
+#[derive(Debug, Default)]
+struct Remembered {
+    windows: HashMap<WindowId, Vec<Slot>>,
+    /// Slots of each window of a class.
+    missing: Vec<(WindowClass, Slot)>,
+}
+
 #[derive(Debug)]
 struct Inner {
+    paces: Paces,
     file: File,
+    /// How often it was written.
+    writes: u32,
+    /// The classes of which slots may be taken before they are written down.
+    ahead: Vec<Ahead>,
     /// The part of the file that is whole: a write that failed may have left more.
     length: u64,
     compact_at: u64,
@@ -103,22 +125,38 @@ struct Inner {
     base: (Instant, Micros),
 }
 
+/// A class of which slots may be taken before they are written down, as the file says.
+#[derive(Debug)]
+struct Ahead {
+    class: WindowClass,
+    /// Of each window.
+    slots: u32,
+    /// Whether any was taken since the last sweep.
+    in_use: bool,
+}
+
 /// The place of one window in the journal.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Page {
     journal: Arc<Journal>,
     window: WindowId,
+    /// How often the file had been written, and the slots that were taken since.
+    unwritten: AtomicU64,
 }
 
 /// Writes what became of slots of up to two windows, `None` for one that is not written down. What
-/// was taken is in the file when this returns.
+/// was taken is in the file when this returns, but for so many slots as the file says may be missing.
 pub fn write(event: Event, at: Instant, places: [Option<(&Page, u32)>; 2]) {
     let Some((page, _)) = places.iter().flatten().next() else {
         return;
     };
     let mut inner = page.journal.inner.lock();
     let at = inner.time(at);
+    let mut is_due = inner.pending.len() >= PENDING;
     for (page, slots) in places.into_iter().flatten() {
+        if event == Event::Taken && !page.runs_ahead(&mut inner, slots) {
+            is_due = true;
+        }
         inner.put(&Record::Slots {
             event,
             window: page.window,
@@ -126,7 +164,7 @@ pub fn write(event: Event, at: Instant, places: [Option<(&Page, u32)>; 2]) {
             at,
         });
     }
-    if event == Event::Taken || inner.pending.len() >= PENDING {
+    if is_due {
         page.journal.flush(&mut inner);
     }
 }
@@ -134,14 +172,48 @@ pub fn write(event: Event, at: Instant, places: [Option<(&Page, u32)>; 2]) {
 impl Page {
     /// The page of `window`.
     pub fn new(journal: Arc<Journal>, window: WindowId) -> Page {
-        Page { journal, window }
+        Page {
+            journal,
+            window,
+            unwritten: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether `slots` more may be taken before they are in the file, which says so already.
+    fn runs_ahead(&self, inner: &mut Inner, slots: u32) -> bool {
+        let most = inner.paces.unwritten(self.window.class);
+        if most == 0 {
+            return false;
+        }
+        let is_said = inner.runs_ahead(self.window.class, most);
+        // Under the lock of the journal.
+        let unwritten = self.unwritten.load(Ordering::Relaxed);
+        let [writes, before] = [unwritten >> 32, unwritten & u64::from(u32::MAX)];
+        let before = if writes == u64::from(inner.writes) {
+            before
+        } else {
+            0
+        };
+        let all = before + u64::from(slots);
+        let all = all.min(u64::from(u32::MAX));
+        let unwritten = u64::from(inner.writes) << 32 | all;
+        self.unwritten.store(unwritten, Ordering::Relaxed);
+        is_said && all <= u64::from(most)
     }
 
     /// When the slots that the process before this one held are free, latest first, call by call.
     /// Told once: after that the window itself knows.
     pub fn recall(&self) -> impl Iterator<Item = Slot> + use<> {
-        let slots = self.journal.remembered.lock().remove(&self.window);
+        let mut remembered = self.journal.remembered.lock();
+        let slots = remembered.windows.remove(&self.window);
         let mut slots = slots.unwrap_or_default();
+        for &(class, (until, missing)) in &remembered.missing {
+            if class == self.window.class {
+                // They may have been as many calls.
+                slots.extend(std::iter::repeat_n((until, 1), missing as usize));
+            }
+        }
+        drop(remembered);
         slots.sort_unstable_by(|one, other| other.cmp(one));
         slots.into_iter()
     }
@@ -202,26 +274,35 @@ impl Journal {
         }
         ledger.bury(&paces, now_there);
 
-        let mut remembered: HashMap<WindowId, Vec<Slot>> = HashMap::new();
+        let mut remembered = Remembered::default();
         let mut summary = Summary {
             counts_pairs: ledger.counts_pairs,
             ..Summary::default()
         };
-        let mut content = beginning(&ledger);
+        for missing in ledger.missing(&paces, now_there) {
+            let until = now + missing.left + CLOCK_SLACK;
+            remembered
+                .missing
+                .push((missing.class, (until, missing.slots)));
+        }
+        summary.missing = remembered.most_missing();
+        let mut content = beginning(&ledger, &paces, now_there);
         for busy in ledger.busy(&paces, now_there) {
             content.extend_from_slice(&busy.record().encode());
-            let slots = remembered.entry(busy.window).or_default();
+            let slots = remembered.windows.entry(busy.window).or_default();
             slots.push((now + busy.left + CLOCK_SLACK, busy.slots));
             summary.slots += u64::from(busy.slots);
         }
-        summary.windows = remembered.len();
+        summary.windows = remembered.windows.len();
         let file = fresh(path, &content)?;
         std::fs::rename(beside(path, ".new"), path)?;
         Ok(Journal {
             path: path.to_owned(),
-            paces: Mutex::new(paces),
             inner: Mutex::new(Inner {
+                paces,
                 file,
+                writes: 0,
+                ahead: Vec::new(),
                 length: content.len() as u64,
                 compact_at: compact_at(content.len() as u64),
                 pending: Vec::new(),
@@ -237,15 +318,17 @@ impl Journal {
 
     /// From now on slots cool for so long, those that are written down too.
     pub fn set_paces(&self, paces: Paces) {
-        *self.paces.lock() = paces;
+        self.inner.lock().paces = paces;
     }
 
-    /// Writes what is pending, notices that the clock was moved, tries again after a failure, and
-    /// forgets what was remembered and has passed.
+    /// Writes what is pending, says of which classes nothing is taken before it is written any more,
+    /// notices that the clock was moved, tries again after a failure, and forgets what was remembered
+    /// and has passed.
     pub fn sweep(&self) {
         let now = clock::now();
         let mut inner = self.inner.lock();
         inner.notice_moved_clock(now, micros(clock::unix_now()));
+        inner.rest();
         if inner.broken && inner.file.set_len(inner.length).is_ok() {
             self.retry(&mut inner);
         } else if !inner.broken {
@@ -253,8 +336,11 @@ impl Journal {
         }
         drop(inner);
         let mut remembered = self.remembered.lock();
-        remembered.retain(|_, slots| slots.iter().any(|(until, _)| *until > now));
-        crate::sharded::give_back_memory(&mut remembered);
+        let is_busy = |(until, _): &Slot| *until > now;
+        remembered.missing.retain(|(_, slot)| is_busy(slot));
+        let windows = &mut remembered.windows;
+        windows.retain(|_, slots| slots.iter().any(is_busy));
+        crate::sharded::give_back_memory(windows);
     }
 
     /// Whether it is time to [`compact`](Self::compact).
@@ -282,10 +368,10 @@ impl Journal {
     }
 
     fn try_compact(&self) -> io::Result<()> {
-        let paces = self.paces.lock().clone();
-        let (file, length, now) = {
+        let (paces, file, length, now) = {
             let inner = self.inner.lock();
             (
+                inner.paces.clone(),
                 inner.file.try_clone()?,
                 inner.length,
                 inner.time(clock::now()),
@@ -293,7 +379,7 @@ impl Journal {
         };
         let header = HEADER.len() as u64;
         let ledger = Ledger::read(&part(&file, header, length)?);
-        let mut content = beginning(&ledger);
+        let mut content = beginning(&ledger, &paces, now);
         for busy in ledger.busy(&paces, now) {
             content.extend_from_slice(&busy.record().encode());
         }
@@ -329,6 +415,10 @@ impl Journal {
         if inner.write().is_ok() {
             inner.broken = false;
             let forgotten_records = std::mem::take(&mut inner.forgotten);
+            if forgotten_records > 0 {
+                // That some are ahead of the file may be among them, and is said anew.
+                inner.ahead.clear();
+            }
             tracing::info!(
                 file = %self.path.display(),
                 forgotten_records,
@@ -342,6 +432,10 @@ impl Drop for Journal {
     /// What came back last is still to be written when the process stops in good order.
     fn drop(&mut self) {
         let inner = self.inner.get_mut();
+        for ahead in &mut inner.ahead {
+            ahead.in_use = false;
+        }
+        inner.rest();
         if !inner.broken {
             // A slot that is not known to be free is held for longer.
             let _ = inner.write();
@@ -369,6 +463,40 @@ impl Inner {
         }
     }
 
+    /// Whether the file says that `most` slots of each window of a class may be taken before they are
+    /// written down. If not, that is pending now.
+    fn runs_ahead(&mut self, class: WindowClass, most: u32) -> bool {
+        let ahead = self.ahead.iter_mut().find(|ahead| ahead.class == class);
+        if let Some(ahead) = ahead
+            && ahead.slots >= most
+        {
+            ahead.in_use = true;
+            return true;
+        }
+        self.ahead.retain(|ahead| ahead.class != class);
+        self.ahead.push(Ahead {
+            class,
+            slots: most,
+            in_use: true,
+        });
+        self.put(&Record::Unwritten { class, slots: most });
+        false
+    }
+
+    /// Of what was not in use since the last time, nothing is missing after the next write.
+    fn rest(&mut self) {
+        let mut ahead = std::mem::take(&mut self.ahead);
+        ahead.retain_mut(|ahead| {
+            let in_use = std::mem::take(&mut ahead.in_use);
+            if !in_use {
+                let (class, slots) = (ahead.class, 0);
+                self.put(&Record::Unwritten { class, slots });
+            }
+            in_use
+        });
+        self.ahead = ahead;
+    }
+
     fn notice_moved_clock(&mut self, now: Instant, now_there: Micros) {
         let by = now_there.saturating_sub(self.time(now));
         if duration(by.saturating_abs()) > CLOCK_MOVED {
@@ -379,6 +507,7 @@ impl Inner {
 
     fn write(&mut self) -> io::Result<()> {
         self.file.write_all(&self.pending)?;
+        self.writes = self.writes.wrapping_add(1);
         self.length += self.pending.len() as u64;
         self.pending.clear();
         // An outage leaves more room than is ever needed.
@@ -387,11 +516,23 @@ impl Inner {
     }
 }
 
+impl Remembered {
+    /// Slots that may be missing in each window, of the class where they are most.
+    fn most_missing(&self) -> u32 {
+        let of_class = |of: WindowClass| {
+            let missing = self.missing.iter().filter(|(class, _)| *class == of);
+            missing.map(|(_, (_, slots))| slots).sum()
+        };
+        let classes = self.missing.iter().map(|(class, _)| of_class(*class));
+        classes.max().unwrap_or(0)
+    }
+}
+
 /// The header, and what holds for all windows.
-fn beginning(ledger: &Ledger) -> Vec<u8> {
+fn beginning(ledger: &Ledger, paces: &Paces, now: Micros) -> Vec<u8> {
     let mut content = HEADER.to_vec();
-    if ledger.counts_pairs {
-        content.extend_from_slice(&Record::CountsPairs.encode());
+    for record in ledger.beginning(paces, now) {
+        content.extend_from_slice(&record.encode());
     }
     content
 }

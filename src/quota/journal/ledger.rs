@@ -14,7 +14,13 @@ use std::{
 use super::record::{Event, LENGTH, Micros, Record, WindowClass, WindowId};
 use crate::{call::QuotaClass, quota::window::Pace};
 
-/// How long slots of each class cool.
+/// Of how many slots one may be taken before it is written down.
+const ONE_UNWRITTEN_OF: u32 = 50;
+
+/// No more of a window are. What a file says beyond that is damage.
+const MOST_UNWRITTEN: u32 = 200;
+
+/// How many slots of each class there are, and how long they cool.
 #[derive(Clone, Debug)]
 pub struct Paces {
     /// Of the attributes of groups.
@@ -35,6 +41,10 @@ pub struct Ledger {
     shift: Micros,
     /// The latest time, as kept here.
     last: Option<Micros>,
+    /// How many slots of each window of a class may be taken and not be here.
+    unwritten: HashMap<WindowClass, u32>,
+    /// How many may have been when a process was killed, as kept here.
+    missing: Vec<(WindowClass, u32, Micros)>,
     /// The upstream was seen to count the pairs of message extensions.
     pub counts_pairs: bool,
     /// What could not be read.
@@ -55,6 +65,19 @@ pub struct Damage {
 struct Held {
     taken: VecDeque<(Micros, u32)>,
     cooling: Vec<(Cooling, Micros, u32)>,
+}
+
+/// Slots that are taken to be busy in each window of a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// Which windows.
+    pub class: WindowClass,
+    /// How many.
+    pub slots: u32,
+    /// When they were lost.
+    pub at: Micros,
+    /// For how much longer.
+    pub left: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +128,17 @@ impl Paces {
         }
     }
 
+    /// How many slots of each window of a class may be taken before they are written down. That many
+    /// are left unused for a window after a process was killed, so they are few; where there are few
+    /// slots, none.
+    pub fn unwritten(&self, class: WindowClass) -> u32 {
+        match class {
+            // Each has a limit of its own.
+            WindowClass::Command => 0,
+            _ => MOST_UNWRITTEN.min(self.of(class).limit / ONE_UNWRITTEN_OF),
+        }
+    }
+
     fn until(&self, class: WindowClass, event: Event, at: Micros) -> Micros {
         let pace = self.of(class);
         let cools = match event {
@@ -144,6 +178,16 @@ impl Ledger {
                 self.counts_pairs = true;
                 return;
             }
+            Record::Unwritten { class, slots } => {
+                self.unwritten.insert(class, slots.min(MOST_UNWRITTEN));
+                return;
+            }
+            Record::Missing { class, slots, at } => {
+                let at = at.saturating_sub(self.shift);
+                self.last = self.last.max(Some(at));
+                self.missing.push((class, slots.min(MOST_UNWRITTEN), at));
+                return;
+            }
             Record::Slots {
                 event,
                 window,
@@ -180,6 +224,8 @@ impl Ledger {
     /// What it held is lost: its connections were closed when it ended, by `now` and not later than
     /// its attempts would have been given up. If the last record is later than `now`, the clock was
     /// set back and nobody knows how much later it is: all is taken to have just happened.
+    ///
+    /// What it had not written down yet is lost in the same way, in whichever windows that was.
     pub fn bury(&mut self, paces: &Paces, now: Micros) {
         self.shift = self.shift.saturating_sub(micros(self.ahead_of(now)));
         let now = now.saturating_sub(self.shift);
@@ -190,6 +236,42 @@ impl Ledger {
                 held.cooling.push((Cooling::Lost, closed_at, slots));
             }
         }
+        let unwritten = self.unwritten.drain().filter(|(_, slots)| *slots > 0);
+        let missing = unwritten.map(|(class, slots)| (class, slots, now));
+        self.missing.extend(missing);
+    }
+
+    /// The records of what holds for all windows at `now`.
+    pub fn beginning<'a>(
+        &'a self,
+        paces: &'a Paces,
+        now: Micros,
+    ) -> impl Iterator<Item = Record> + 'a {
+        let counts_pairs = self.counts_pairs.then_some(Record::CountsPairs);
+        let unwritten = self.unwritten.iter();
+        let unwritten = unwritten.filter(|(_, slots)| **slots > 0);
+        let unwritten = unwritten.map(|(&class, &slots)| Record::Unwritten { class, slots });
+        let missing = self.missing(paces, now);
+        let missing = missing.map(|missing| missing.record());
+        counts_pairs.into_iter().chain(unwritten).chain(missing)
+    }
+
+    /// The slots of each window that may have been lost and would be busy at `now`.
+    pub fn missing<'a>(
+        &'a self,
+        paces: &'a Paces,
+        now: Micros,
+    ) -> impl Iterator<Item = Missing> + 'a {
+        self.missing.iter().filter_map(move |&(class, slots, at)| {
+            let at = at.saturating_add(self.shift);
+            let left = paces.until(class, Event::Lost, at).saturating_sub(now);
+            (left > 0).then(|| Missing {
+                class,
+                slots,
+                at,
+                left: duration(left),
+            })
+        })
     }
 
     /// The slots that are busy at `now`, in an order that [`apply`](Self::apply) takes.
@@ -241,6 +323,17 @@ impl Busy {
         Record::Slots {
             event: self.event,
             window: self.window,
+            slots: self.slots,
+            at: self.at,
+        }
+    }
+}
+
+impl Missing {
+    /// The record that says so.
+    pub fn record(&self) -> Record {
+        Record::Missing {
+            class: self.class,
             slots: self.slots,
             at: self.at,
         }

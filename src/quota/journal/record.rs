@@ -81,6 +81,24 @@ pub enum Record {
     },
     /// The upstream was seen to count the pairs of message extensions.
     CountsPairs,
+    /// From now on up to so many slots of each window of a class are taken before they are written
+    /// down; 0: none is.
+    Unwritten {
+        /// Which windows.
+        class: WindowClass,
+        /// How many.
+        slots: u32,
+    },
+    /// A process was killed while slots were unwritten: of each window of a class so many may have
+    /// been lost with it.
+    Missing {
+        /// Which windows.
+        class: WindowClass,
+        /// How many.
+        slots: u32,
+        /// When its connections were closed, at the latest.
+        at: Micros,
+    },
 }
 
 impl WindowId {
@@ -188,6 +206,10 @@ const RULED: u8 = 16;
 const CLOCK: u8 = 5;
 /// The event of [`Record::CountsPairs`].
 const COUNTS_PAIRS: u8 = 6;
+/// The event of [`Record::Unwritten`].
+const UNWRITTEN: u8 = 7;
+/// The event of [`Record::Missing`].
+const MISSING: u8 = 8;
 
 impl Record {
     /// Its bytes.
@@ -201,6 +223,8 @@ impl Record {
             } => (event.code(), window.class.code(), slots, at, window.digest),
             Record::Clock { by } => (CLOCK, 0, 0, by, [0; 16]),
             Record::CountsPairs => (COUNTS_PAIRS, 0, 0, 0, [0; 16]),
+            Record::Unwritten { class, slots } => (UNWRITTEN, class.code(), slots, 0, [0; 16]),
+            Record::Missing { class, slots, at } => (MISSING, class.code(), slots, at, [0; 16]),
         };
         let mut bytes = [0; LENGTH];
         bytes[0] = event;
@@ -219,21 +243,26 @@ impl Record {
         if crc32fast::hash(&bytes[..CHECKED]) != checksum {
             return None;
         }
-        let time = i64::from_le_bytes(part(bytes, 6));
-        if bytes[0] == CLOCK {
-            return Some(Record::Clock { by: time });
+        let slots = u32::from_le_bytes(part(bytes, 2));
+        let at = i64::from_le_bytes(part(bytes, 6));
+        match bytes[0] {
+            CLOCK => return Some(Record::Clock { by: at }),
+            COUNTS_PAIRS => return Some(Record::CountsPairs),
+            _ => {}
         }
-        if bytes[0] == COUNTS_PAIRS {
-            return Some(Record::CountsPairs);
-        }
-        Some(Record::Slots {
-            event: Event::of(bytes[0])?,
-            window: WindowId {
-                class: WindowClass::of(bytes[1])?,
-                digest: part(bytes, 14),
+        let class = WindowClass::of(bytes[1])?;
+        Some(match bytes[0] {
+            UNWRITTEN => Record::Unwritten { class, slots },
+            MISSING => Record::Missing { class, slots, at },
+            event => Record::Slots {
+                event: Event::of(event)?,
+                window: WindowId {
+                    class,
+                    digest: part(bytes, 14),
+                },
+                slots,
+                at,
             },
-            slots: u32::from_le_bytes(part(bytes, 2)),
-            at: time,
         })
     }
 }
@@ -274,7 +303,17 @@ mod tests {
             slots,
             at,
         });
-        prop_oneof![slots, any::<Micros>().prop_map(|by| Record::Clock { by })]
+        let of_class = (0..4_usize, any::<(u32, Micros)>(), any::<bool>());
+        let of_class = of_class.prop_map(|(class, (slots, at), missing)| {
+            let class = classes()[class];
+            if missing {
+                Record::Missing { class, slots, at }
+            } else {
+                Record::Unwritten { class, slots }
+            }
+        });
+        let clock = any::<Micros>().prop_map(|by| Record::Clock { by });
+        prop_oneof![slots, of_class, clock]
     }
 
     proptest! {

@@ -16,7 +16,7 @@ fn paces() -> Paces {
     };
     Paces {
         group_attributes: pace,
-        message_extension: pace,
+        message_extension: Pace { limit: 200, ..pace },
         ruled: HashMap::new(),
         api: pace,
     }
@@ -33,9 +33,17 @@ fn open(file: &Path) -> Arc<Journal> {
 }
 
 fn page(journal: &Arc<Journal>, n: u32) -> Page {
+    page_of(WindowClass::Command, journal, n)
+}
+
+/// Of a window of 200 slots, of which four may be taken before they are written down.
+fn large(journal: &Arc<Journal>, n: u32) -> Page {
+    page_of(WindowClass::MessageExtension, journal, n)
+}
+
+fn page_of(class: WindowClass, journal: &Arc<Journal>, n: u32) -> Page {
     let mut digest = [0; 16];
     digest[..4].copy_from_slice(&n.to_le_bytes());
-    let class = WindowClass::Command;
     Page::new(journal.clone(), WindowId { class, digest })
 }
 
@@ -54,8 +62,13 @@ fn names(folder: &TempDir) -> Vec<String> {
 /// Slots that are remembered for a window, each for about so long.
 #[track_caller]
 fn check_recalled(journal: &Arc<Journal>, n: u32, expected: &[Duration]) {
+    check_page_recalled(&page(journal, n), expected);
+}
+
+#[track_caller]
+fn check_page_recalled(page: &Page, expected: &[Duration]) {
     let now = clock::now();
-    let left: Vec<_> = page(journal, n)
+    let left: Vec<_> = page
         .recall()
         .flat_map(|(until, slots)| std::iter::repeat_n(until - now, slots as usize))
         .collect();
@@ -91,6 +104,7 @@ fn what_one_journal_wrote_the_next_should_recall_once() {
         let summary = Summary {
             windows: 3,
             slots: 5,
+            missing: 0,
             counts_pairs: false,
         };
         assert_eq!(journal.summary, summary);
@@ -122,6 +136,97 @@ fn what_is_taken_should_be_in_the_file_at_once() {
     let copy = folder.path().join("copy");
     fs::copy(&file, &copy).unwrap();
     check_recalled(&open(&copy), 1, &[PERIOD]);
+}
+
+/// What a process that is killed now leaves to the next.
+fn killed(folder: &TempDir, file: &Path) -> Arc<Journal> {
+    let copies = fs::read_dir(folder.path()).unwrap().count();
+    let copy = folder.path().join(format!("killed-{copies}"));
+    fs::copy(file, &copy).unwrap();
+    open(&copy)
+}
+
+#[test]
+fn what_may_be_missing_should_be_held_in_every_window_of_its_class() {
+    let (folder, file) = folder();
+    let journal = open(&file);
+    let (busy, other) = (large(&journal, 1), large(&journal, 2));
+    let length = || (fs::read(&file).unwrap().len() - HEADER.len()) / LENGTH;
+    put(&busy, Event::Taken, 1);
+    assert_eq!(length(), 2, "what may be missing, and what was taken");
+    for _ in 0..4 {
+        put(&busy, Event::Taken, 1);
+        put(&other, Event::Taken, 1);
+        assert_eq!(length(), 2);
+    }
+    let lost = CALL_TIMEOUT + PERIOD;
+    let next = killed(&folder, &file);
+    assert_eq!((next.summary.slots, next.summary.missing), (1, 4));
+    check_page_recalled(&large(&next, 1), &[lost; 5]);
+    for n in [2, 9, 9] {
+        check_page_recalled(&large(&next, n), &[lost; 4]);
+    }
+    check_recalled(&next, 1, &[]);
+
+    // One more would be too many.
+    put(&other, Event::Taken, 1);
+    assert_eq!(length(), 11);
+    put(&busy, Event::Taken, 4);
+    assert_eq!(length(), 11);
+    put(&busy, Event::Taken, 1);
+    assert_eq!(length(), 13);
+    put(&busy, Event::Taken, 5);
+    assert_eq!(length(), 14);
+    let next = killed(&folder, &file);
+    assert_eq!((next.summary.slots, next.summary.missing), (20, 4));
+}
+
+#[test]
+fn what_may_be_missing_should_add_up_over_those_who_took_something() {
+    let (folder, file) = folder();
+    let first = open(&file);
+    put(&large(&first, 1), Event::Taken, 1);
+    let second = killed(&folder, &file);
+    put(&large(&second, 1), Event::Taken, 1);
+    second.compact();
+    let third = killed(&folder, &second.path);
+    let fourth = killed(&folder, &third.path);
+    for last in [third, fourth] {
+        assert_eq!((last.summary.slots, last.summary.missing), (2, 8));
+        check_page_recalled(&large(&last, 2), &[CALL_TIMEOUT + PERIOD; 8]);
+    }
+}
+
+#[test]
+fn nothing_should_be_missing_after_a_quiet_second_or_an_orderly_end() {
+    let (folder, file) = folder();
+    let journal = open(&file);
+    let page = large(&journal, 1);
+    for _ in 0..2 {
+        put(&page, Event::Taken, 1);
+        journal.sweep();
+        assert_eq!(killed(&folder, &file).summary.missing, 4);
+        journal.sweep();
+        assert_eq!(killed(&folder, &file).summary.missing, 0);
+    }
+    put(&page, Event::Taken, 1);
+    drop((page, journal));
+    let summary = open(&file).summary;
+    assert_eq!((summary.slots, summary.missing), (3, 0));
+}
+
+#[test]
+fn what_may_be_missing_should_follow_the_limit() {
+    let (folder, file) = folder();
+    let journal = open(&file);
+    let page = large(&journal, 1);
+    let mut paces = paces();
+    for (limit, expected) in [(200, 4), (49, 4), (500, 10), (1_000_000, 200)] {
+        paces.message_extension.limit = limit;
+        journal.set_paces(paces.clone());
+        put(&page, Event::Taken, 1);
+        assert_eq!(killed(&folder, &file).summary.missing, expected, "{limit}");
+    }
 }
 
 #[test]

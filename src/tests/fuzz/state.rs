@@ -78,6 +78,11 @@ fn check_ledger(input: &[u8]) {
         assert!(busy.left <= CALL_TIMEOUT + pace.period(), "{busy:?}");
         assert!(!busy.left.is_zero(), "{busy:?}");
     }
+    for missing in ledger.missing(paces, now) {
+        let pace = paces.of(missing.class);
+        assert!(missing.left <= CALL_TIMEOUT + pace.period(), "{missing:?}");
+        assert!(!missing.left.is_zero(), "{missing:?}");
+    }
     check_again(&ledger, paces, now);
 }
 
@@ -85,14 +90,16 @@ fn check_ledger(input: &[u8]) {
 fn check_again(ledger: &Ledger, paces: &Paces, now: i64) {
     let said = |ledger: &Ledger| {
         let busy = ledger.busy(paces, now);
-        let mut said: Vec<_> = busy.map(|busy| format!("{busy:?}")).collect();
+        let busy = busy.map(|busy| format!("{busy:?}"));
+        let of_classes = ledger.beginning(paces, now);
+        let of_classes = of_classes.map(|record| format!("{record:?}"));
+        let mut said: Vec<_> = busy.chain(of_classes).collect();
         said.sort_unstable();
         said
     };
-    let compacted: Vec<u8> = ledger
-        .busy(paces, now)
-        .flat_map(|busy| busy.record().encode())
-        .collect();
+    let busy = ledger.busy(paces, now).map(|busy| busy.record());
+    let records = ledger.beginning(paces, now).chain(busy);
+    let compacted: Vec<u8> = records.flat_map(|record| record.encode()).collect();
     let again = Ledger::read(&compacted);
     assert_eq!(again.damage, Damage::default());
     assert_eq!(said(&again), said(ledger));
@@ -122,6 +129,7 @@ fn check_file(input: &[u8]) {
     // Time passes, so that what is held can only become less.
     let again = open().summary;
     assert!(again.windows <= held.windows && again.slots <= held.slots);
+    assert!(again.missing <= held.missing);
     if !headed && !content.starts_with(HEADER) && !HEADER.starts_with(&content) {
         let mut entries = fs::read_dir(folder.path()).expect("a folder");
         let aside = entries.any(|entry| {
