@@ -18,6 +18,7 @@ const NOTIFY: &str = "/v4/group_open_http_svc/send_group_system_notification";
 const BROADCAST: &str = "/v4/all_member_push/im_push";
 
 const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_mins(1);
 
 /// Two commands that share 3 in 2 s for each group, and one with 2 in 10 s for each app.
 const RULES: [&str; 5] = [
@@ -108,6 +109,35 @@ async fn a_rule_should_hold_its_quota_for_each_key_and_keep_the_order() {
             .collect();
         assert!(numbers.is_sorted(), "{numbers:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rule_should_waste_as_little_of_its_quota_as_it_may() {
+    let world = world(&["quota.api.limit=1000"]);
+    let end = clock::now() + 2 * MINUTE;
+    let callers: Vec<_> = (0..40)
+        .map(|n| {
+            world.spawn(move |world| async move {
+                let group = format!("g{}", n % 10);
+                while clock::now() < end {
+                    world.post(SEND, &message(&group, n)).await;
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.expect("no caller panics");
+    }
+    // Three slots of two seconds each, after a minute in which the line is learnt.
+    let (mut least, all) = (usize::MAX, 90);
+    for group in 0..10 {
+        let times = times(&with_body(&world, &format!(r#""g{group}""#)));
+        assert_eq!(worst_window(&times, 2 * SECOND), 3);
+        let known = end - MINUTE..end;
+        least = least.min(times.iter().filter(|at| known.contains(at)).count());
+    }
+    println!("3 in 2 s for each of ten keys: at least {least} of {all} calls in a minute");
+    assert!(least * 100 >= all * 98, "{least} of {all}");
 }
 
 #[tokio::test(start_paused = true)]
