@@ -7,13 +7,13 @@ use std::hint::black_box;
 
 use bytes::Bytes;
 use chat_gateway::{
-    call::{Call, Reply},
+    call::{Call, LaneKey, Reply},
     lane::merge::Fate,
 };
 use gungraun::{
     Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main,
 };
-use work::Raw;
+use work::{Raw, Windows};
 
 /// At most so many instructions.
 fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
@@ -45,12 +45,18 @@ fn split((calls, reply): (Vec<Call>, Reply)) -> Vec<Fate> {
     black_box(work::split(&calls, &reply))
 }
 
+fn windows_and_key(keys: usize) -> (Windows, LaneKey) {
+    let windows = Windows::of(keys);
+    let key = windows.next_key();
+    (windows, key)
+}
+
 #[library_benchmark]
-#[bench::of_10_000(args = (10_000), setup = work::Windows::of, config = at_most(1_960))]
-fn take(mut windows: work::Windows) {
-    windows.take();
+#[bench::of_10_000(args = (10_000), setup = windows_and_key, config = at_most(2_530))]
+fn take((windows, key): (Windows, LaneKey)) {
+    windows.take(&key);
     // Not part of it.
-    std::mem::forget(windows);
+    std::mem::forget((windows, key));
 }
 
 library_benchmark_group!(

@@ -28,16 +28,18 @@ fn batches(c: &mut Criterion) {
 
 fn windows(c: &mut Criterion) {
     for keys in [1, 10_000, 1_000_000] {
-        let mut windows = Windows::of(keys);
+        let windows = Windows::of(keys);
         // Long after what was given back has cooled.
         let now = clock::now() + Duration::from_secs(60);
+        // So few at a time that they stay in the cache.
+        let few = BatchSize::NumIterations(32);
         c.bench_function(&format!("look up 1 of {keys} windows and decide"), |b| {
-            b.iter(|| windows.decide(now));
+            b.iter_batched_ref(|| windows.next_key(), |key| windows.decide(key, now), few);
         });
         c.bench_function(
             &format!("take and give back slots, 1 of {keys} keys"),
             |b| {
-                b.iter(|| windows.take());
+                b.iter_batched_ref(|| windows.next_key(), |key| windows.take(key), few);
             },
         );
     }

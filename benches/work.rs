@@ -1,7 +1,7 @@
 //! The work that is measured: one place for its inputs, so that time and instructions are counted
 //! of the same thing.
 
-use std::{sync::Arc, time::Duration};
+use std::{cell::Cell, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chat_gateway::{
@@ -141,9 +141,8 @@ pub fn split(calls: &[Call], reply: &Reply) -> Vec<Fate> {
 pub struct Windows {
     quota: Quota,
     command: Arc<CommandSlots>,
-    names: Vec<LaneKey>,
-    _held: Vec<Arc<Slots>>,
-    next: usize,
+    held: Vec<Arc<Slots>>,
+    next: Cell<usize>,
 }
 
 impl Windows {
@@ -158,37 +157,40 @@ impl Windows {
         config.quota.api.window = Duration::from_nanos(1);
         config.state.hold = Duration::ZERO;
         let quota = Quota::new(&config);
-        let names: Vec<_> = (0..keys).map(group).collect();
         Windows {
             command: quota.command(group_attributes::SET.path, Some(1)),
-            _held: names.iter().map(|name| quota.key(name)).collect(),
+            held: (0..keys).map(|n| quota.key(&group(n))).collect(),
             quota,
-            names,
-            next: 0,
+            next: Cell::new(0),
         }
     }
 
-    /// The windows of the next key and of the command.
-    fn next(&mut self) -> Scopes {
+    /// The next key, as it was just read from a call: who looks it up has it at hand, but not what
+    /// is kept of it.
+    pub fn next_key(&self) -> LaneKey {
         // A step that is prime to the number of keys, so that the next is not in the cache.
-        self.next = (self.next + 7_919) % self.names.len();
+        let next = (self.next.get() + 7_919) % self.held.len();
+        self.next.set(next);
+        group(next)
+    }
+
+    fn scopes(&self, key: &LaneKey) -> Scopes {
         Scopes {
-            key: Some((self.quota.key(&self.names[self.next]), 1)),
+            key: Some((self.quota.key(key), 1)),
             command: self.command.clone(),
         }
     }
 
-    /// The next key's window is looked up and asked whether it has a free slot.
-    pub fn decide(&mut self, now: Instant) -> Limiting {
-        self.next().limiting(now)
+    /// A key's window is looked up and asked whether it has a free slot.
+    pub fn decide(&self, key: &LaneKey, now: Instant) -> Limiting {
+        self.scopes(key).limiting(now)
     }
 
     /// The same, and a slot is taken there and in the command's window, and both given back: what every
     /// attempt costs.
-    pub fn take(&mut self) {
-        let scopes = self.next();
-        let permit = scopes.acquire().now_or_never().expect("a free slot");
-        permit.refund();
+    pub fn take(&self, key: &LaneKey) {
+        let permit = self.scopes(key).acquire().now_or_never();
+        permit.expect("a free slot").refund();
     }
 }
 
