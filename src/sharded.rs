@@ -3,22 +3,51 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher, Hash},
+    sync::OnceLock,
 };
 
-use ahash::RandomState;
+use ahash::{AHasher, RandomState};
 
 use crate::sync::{Mutex, MutexGuard};
 
 const SHARDS: usize = 64;
 
 /// One part of the map.
-pub type Shard<K, V> = HashMap<K, V, RandomState>;
+pub type Shard<K, V> = HashMap<K, V, Hashes>;
 
 /// A map in parts, each under its own lock. Keys are callers' words, so they are hashed with a
 /// random key.
 pub struct Sharded<K, V> {
     shards: [Mutex<Shard<K, V>>; SHARDS],
-    hasher: RandomState,
+    hashes: Hashes,
+}
+
+/// How all maps of a process hash.
+#[derive(Clone, Copy, Debug)]
+pub struct Hashes(&'static RandomState);
+
+static HASHES: OnceLock<RandomState> = OnceLock::new();
+
+impl Hashes {
+    /// From the start on the same in every process, and so is the order in which maps are gone
+    /// through: a test can be replayed. Without effect once there is a map.
+    pub fn fix() {
+        HASHES.get_or_init(|| RandomState::with_seeds(1, 2, 3, 4));
+    }
+}
+
+impl Default for Hashes {
+    fn default() -> Hashes {
+        Hashes(HASHES.get_or_init(RandomState::new))
+    }
+}
+
+impl BuildHasher for Hashes {
+    type Hasher = AHasher;
+
+    fn build_hasher(&self) -> AHasher {
+        self.0.build_hasher()
+    }
 }
 
 impl<K: Hash + Eq, V> Sharded<K, V> {
@@ -26,14 +55,16 @@ impl<K: Hash + Eq, V> Sharded<K, V> {
     pub fn new() -> Sharded<K, V> {
         Sharded {
             shards: std::array::from_fn(|_| Mutex::default()),
-            hasher: RandomState::new(),
+            hashes: Hashes::default(),
         }
     }
 
     /// The part that holds `key`, locked.
     pub fn lock(&self, key: &K) -> MutexGuard<'_, Shard<K, V>> {
-        let index = usize::try_from(self.hasher.hash_one(key) % SHARDS as u64);
-        self.shards[index.expect("less than SHARDS")].lock()
+        // Of the bits that the map within goes by neither the lowest nor the highest are used.
+        let index = (self.hashes.hash_one(key) >> 32) % SHARDS as u64;
+        let index = usize::try_from(index).expect("less than SHARDS");
+        self.shards[index].lock()
     }
 
     /// Every part, locked one after another.

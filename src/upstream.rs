@@ -42,7 +42,7 @@ use crate::{
 };
 use breaker::Breaker;
 use meter::Meter;
-use retry::Repeats;
+use retry::{Repeats, SharedRandom};
 use trip::Trip;
 
 /// A call on its way to the upstream, with everything that its attempts need.
@@ -152,6 +152,8 @@ pub struct Upstream {
     /// Whether there is anyone to send to.
     pub breaker: Arc<Breaker>,
     budget: Arc<retry::SharedBudget>,
+    /// How long it is waited before a repeat.
+    pub random: Arc<SharedRandom>,
     /// Credentials that it has just refused.
     pub refused: Arc<RefusedCredentials>,
     /// How long calls take there.
@@ -179,11 +181,13 @@ impl Upstream {
         let service_time = Arc::new(trip::ServiceTime::default());
         let floor = Arc::new(Mutex::new(RttFloor::default()));
         let budget = Arc::new(ArcSwap::new(retry::budget(&config.retry)));
+        let random = Arc::<SharedRandom>::default();
         let repeat = Repeats::new(
             settings.clone(),
             budget.clone(),
             service_time.clone(),
             metrics.clone(),
+            random.clone(),
         );
         let stack = ServiceBuilder::new()
             .layer(RetryLayer::new(repeat))
@@ -205,6 +209,7 @@ impl Upstream {
             stack,
             breaker,
             budget,
+            random,
             refused,
             service_time,
             floor,

@@ -97,6 +97,7 @@ impl World {
         let metrics = Arc::new(Metrics::new());
         let quota = Quota::with_state(config).expect("nobody else uses the state file");
         let core = Core::with(config, connector, metrics, quota, keys, None);
+        core.lanes.upstream.random.seed(0);
         tokio::spawn(Core::sweep(core.lanes.quota.clone()));
         World {
             simulator,

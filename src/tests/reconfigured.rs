@@ -24,6 +24,9 @@ use crate::{
 const MS: Duration = Duration::from_millis(1);
 const CALLS: usize = 40;
 
+/// Of `retry.max_attempts`.
+const MAX_ATTEMPTS: u32 = 5;
+
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 const MODIFY: &str = "/v4/group_open_http_svc/modify_group_attr";
 
@@ -374,7 +377,9 @@ async fn check_seed(seed: u64) {
     let (start, world, heard) = perform(&run, true).await;
     check_windows(&run, start, &world.arrivals());
     for heard in heard.iter().flatten() {
-        assert_eq!(heard.origin(), "upstream", "{}: {run:?}", heard.reason());
+        // One in ten thousand runs has a call each of whose attempts breaks.
+        let is_answered = heard.origin() == "upstream" || heard.attempts() == MAX_ATTEMPTS;
+        assert!(is_answered, "{}: {run:?}", heard.reason());
     }
 }
 

@@ -6,7 +6,7 @@
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use rand::Rng;
+use rand::{Rng, SeedableRng as _, rngs::StdRng};
 use tower::retry::{
     Policy,
     budget::{Budget, TpsBudget},
@@ -20,6 +20,7 @@ use crate::{
     config::{self, InForce},
     metrics::Metrics,
     quota::scopes::{Ahead, Refused},
+    sync::Mutex,
 };
 
 /// What an outcome means for the next step.
@@ -133,6 +134,24 @@ pub fn backoff(first: Duration, max: Duration, repeats: u32, rng: &mut impl Rng)
 /// tower's budget, which a reload may replace.
 pub type SharedBudget = ArcSwap<TpsBudget>;
 
+/// Where the lengths of pauses come from.
+#[derive(Debug)]
+pub struct SharedRandom(Mutex<StdRng>);
+
+impl Default for SharedRandom {
+    /// One that nobody foresees.
+    fn default() -> SharedRandom {
+        SharedRandom(Mutex::new(StdRng::from_rng(&mut rand::rng())))
+    }
+}
+
+impl SharedRandom {
+    /// From now on the pauses of this seed: a test can be replayed.
+    pub fn seed(&self, seed: u64) {
+        *self.0.lock() = StdRng::seed_from_u64(seed);
+    }
+}
+
 /// Repeats per call over all calls, `retry.budget`.
 pub fn budget(retry: &config::Retry) -> Arc<TpsBudget> {
     // tower's own defaults, which are Finagle's: ten seconds of memory and ten repeats a second for
@@ -157,6 +176,7 @@ struct Terms {
     budget: Arc<SharedBudget>,
     service_time: Arc<ServiceTime>,
     metrics: Arc<Metrics>,
+    random: Arc<SharedRandom>,
 }
 
 impl Repeats {
@@ -166,12 +186,14 @@ impl Repeats {
         budget: Arc<SharedBudget>,
         service_time: Arc<ServiceTime>,
         metrics: Arc<Metrics>,
+        random: Arc<SharedRandom>,
     ) -> Repeats {
         let terms = Terms {
             settings,
             budget,
             service_time,
             metrics,
+            random,
         };
         Repeats {
             terms: Arc::new(terms),
@@ -200,7 +222,7 @@ impl Policy<Outbound, Reply, Failure> for Repeats {
             Verdict::Final => return None,
             Verdict::OverQuota(_) => (Duration::ZERO, "quota"),
             Verdict::Again(cause) => {
-                let rng = &mut rand::rng();
+                let rng = &mut *self.terms.random.0.lock();
                 let retry = &self.terms.settings.get().retry;
                 (
                     backoff(retry.first_backoff, retry.max_backoff, self.made, rng),
@@ -249,7 +271,6 @@ impl Policy<Outbound, Reply, Failure> for Repeats {
 mod tests {
     use bytes::Bytes;
     use http::{HeaderMap, StatusCode};
-    use rand::{SeedableRng, rngs::StdRng};
 
     use super::*;
     use crate::catalogue::{group_attributes, message_extension};

@@ -274,8 +274,8 @@ fn part<const N: usize>(bytes: &[u8; LENGTH], at: usize) -> [u8; N] {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
+pub(super) mod tests {
+    use std::collections::{HashMap, HashSet};
 
     use proptest::prelude::*;
 
@@ -313,7 +313,7 @@ mod tests {
             }
         });
         let clock = any::<Micros>().prop_map(|by| Record::Clock { by });
-        prop_oneof![slots, of_class, clock]
+        prop_oneof![slots, of_class, clock, Just(Record::CountsPairs)]
     }
 
     proptest! {
@@ -340,6 +340,17 @@ mod tests {
         assert_eq!(Record::decode(&[0xff; LENGTH]), None);
     }
 
+    /// Two quotas whose windows have the same class.
+    pub(in super::super) fn of_one_code() -> [&'static str; 2] {
+        let mut of_code = HashMap::new();
+        let same = (0..).find_map(|n: u32| {
+            let name: &'static str = Box::leak(n.to_string().into_boxed_str());
+            let code = WindowClass::of_keys(QuotaClass::Ruled(name)).code();
+            of_code.insert(code, name).map(|other| [name, other])
+        });
+        same.unwrap()
+    }
+
     #[test]
     fn different_windows_should_have_different_names() {
         let key = |class, app, group: &str, message| {
@@ -353,6 +364,8 @@ mod tests {
             })
         };
         let (attributes, extension) = (QuotaClass::GroupAttributes, QuotaClass::MessageExtension);
+        let rules = of_one_code().map(|quota| key(QuotaClass::Ruled(quota), 1, "g", None));
+        assert_ne!(rules[0].digest, rules[1].digest);
         let all = [
             key(attributes, 1, "g", None),
             key(attributes, 2, "g", None),

@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::*;
+use super::{super::record::tests::of_one_code, *};
 
 /// A window of 60 s (guard 13 ms) and a call timeout of 5 s, whatever the class.
 fn paces() -> Paces {
@@ -56,15 +56,8 @@ fn check(records: &[Record], now: i64, expected: &[i64]) {
 
 #[test]
 fn of_quotas_with_the_same_code_the_longest_window_and_the_lowest_limit_should_hold() {
-    let names = ["a", "b", "c"].iter().cycle().zip(0..);
-    let mut of_code: HashMap<WindowClass, &'static str> = HashMap::new();
-    let same = names.into_iter().find_map(|(name, n)| {
-        let name: &'static str = Box::leak(format!("{name}{n}").into_boxed_str());
-        let class = WindowClass::of_keys(QuotaClass::Ruled(name));
-        let other = of_code.insert(class, name)?;
-        Some((class, [name, other]))
-    });
-    let (class, names) = same.unwrap();
+    let names = of_one_code();
+    let class = WindowClass::of_keys(QuotaClass::Ruled(names[0]));
     let pace = |limit: u32, seconds: u32| Pace {
         limit,
         window: Duration::from_secs(seconds.into()),
