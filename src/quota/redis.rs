@@ -361,7 +361,7 @@ impl Store {
         let mut not_before = match inner.heard.filter(|_| !is_newcomer) {
             // A turn is nobody's own: others may hold the slots still.
             _ if share > 0 && inner.book.is_covered(window) => None,
-            Some(heard) => Some(self.surely_missing(heard) + period),
+            Some(heard) => Some(self.alone_from(heard, period)),
             // A process before this one may have spent it.
             None if pace.window <= self.hold => Some(self.started + period.max(FIRST)),
             None => Some(self.started + FIRST),
@@ -389,9 +389,11 @@ impl Store {
         Terms::Share(share.max(1), not_before.filter(|at| *at > now))
     }
 
-    /// When the store, which heard us last at `heard`, must think that we are missing.
-    fn surely_missing(&self, heard: Instant) -> Instant {
-        heard + self.budget * 2 + LEASE
+    /// When nothing counts any more that others were given of a window before the store, which was told
+    /// last at `heard` that we are here, missed us. It may have heard it a budget later, by a clock that is
+    /// known to within two.
+    fn alone_from(&self, heard: Instant, period: Duration) -> Instant {
+        heard + self.budget * 3 + LEASE + SEND_WITHIN + period
     }
 
     /// The time between two calls of one who has no turn, where there are too few slots for shares.

@@ -30,7 +30,8 @@
 -- Why the sum holds: a member may, while it cannot reach the store, use its share (`share` below) of
 -- every window that it has a covered claim on, and of every other window once it counts as missing.
 -- So nobody is given a slot that belongs to a covered claim or to a missing member, and nobody beyond
--- his own share one that somebody else claims.
+-- his own share one that somebody else claims. And nothing is given to be used later than the moment at which
+-- somebody who has no covered claim will be missing, unless he is heard of again.
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -308,6 +309,9 @@ for w = 1, tonumber(ARGV[8]) do
   end
   want.covered, want.mine, want.total, want.share = covered, mine, total, share(owner)
   want.claim = claimed[owner]
+  function want.is_kept_for(whose)
+    return floor > 0 and claimed[whose] == 'v'
+  end
 
   -- Beyond the shares it is first come, first served.
   local ahead = 0
@@ -442,6 +446,28 @@ if cycle > 0 and not (settled and at - now <= most) then
   later = math.max(later or 0, settled and at - now - most or cycle)
   for _, want in ipairs(wants) do
     want.denied = want.denied or want.cycle and later
+  end
+end
+
+-- Whoever is not heard of again goes on alone once what was used before he was missing has cooled. Turns are
+-- apart however late they are, and what was taken already is of a share.
+if not later and at > now then
+  local first
+  local silent = redis.call('ZRANGEBYSCORE', members, now + 1, at, 'WITHSCORES')
+  for m = 1, #silent, 2 do
+    for _, want in ipairs(wants) do
+      if silent[m] ~= owner and want.force == '0' and not want.cycle and not want.is_kept_for(silent[m]) then
+        first = first or tonumber(silent[m + 1])
+        want.denied = true
+      end
+    end
+  end
+  if first then
+    -- By then he is missing or was heard of, and what is given is near enough if he was.
+    later = math.max(first - now, at - now - ARGV[4] / 2)
+    for _, want in ipairs(wants) do
+      want.denied = want.denied and later
+    end
   end
 end
 

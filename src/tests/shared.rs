@@ -33,7 +33,7 @@ use chat_gateway::{
     quota::{
         local::Quota,
         redis::{
-            Store,
+            BACK, Store,
             line::{Dial, Stream},
         },
     },
@@ -447,22 +447,29 @@ impl Run {
         let quota = Quota::new(&config).shared_in(Some(store));
         let core = Core::with(&config, upstream, metrics, quota, Keys::default(), None);
         tokio::spawn(Core::sweep(core.lanes.quota.clone()));
-        let core = Arc::new(core);
-        let world = World::of(&self.outside.simulator, core.clone());
-        for &(group, pause) in &self.plan.callers[number] {
-            tokio::spawn(caller(
-                world.clone(),
-                number.to_string(),
-                format!("g{group}"),
-                pause,
-                self.random.next_u64(),
-                self.running.clone(),
-                Counted(self.waiting.clone(), self.answered.clone()),
-            ));
-        }
         drop(inside);
         self.gateways[number].process = Some(process);
-        self.gateways[number].core = Some(core);
+        self.gateways[number].core = Some(Arc::new(core));
+        for (group, pause) in self.plan.callers[number].clone() {
+            self.call(number, group, pause);
+        }
+    }
+
+    /// One more caller of a gateway.
+    fn call(&mut self, number: usize, group: u32, pause: u64) {
+        let gateway = &self.gateways[number];
+        let core = gateway.core.clone().expect("it was started");
+        let process = gateway.process.as_ref().expect("it was started");
+        let _inside = process.runtime().enter();
+        tokio::spawn(caller(
+            World::of(&self.outside.simulator, core),
+            number.to_string(),
+            format!("g{group}"),
+            pause,
+            self.random.next_u64(),
+            self.running.clone(),
+            Counted(self.waiting.clone(), self.answered.clone()),
+        ));
     }
 
     /// Starts everybody, and waits until the store decides.
@@ -851,6 +858,40 @@ fn who_is_not_back_yet_at_a_store_that_was_emptied_should_be_left_his_share() {
     run.apply(Failure::Held(1), false, &mut dead);
     run.run_until(run.at + SECOND * 4);
     run.judge(&"a newcomer at an empty store");
+}
+
+#[test]
+fn what_is_given_ahead_should_be_used_before_anybody_is_missing() {
+    // When his turn comes.
+    for after in 0..20 {
+        let plan = Plan {
+            gateways: 3,
+            group: (60, SECOND),
+            api: (2, 900 * MS),
+            callers: vec![Vec::new(); 3],
+            ..two_of_three()
+        };
+        let mut run = Run::new(plan, 1);
+        run.begin();
+        run.run_until(run.at + BACK + after * 600 * MS);
+        // His last word is heard, but not the answer.
+        let calls = |run: &Run| run.outside.store.lock().calls;
+        let before = calls(&run);
+        while calls(&run) == before {
+            run.tick();
+        }
+        run.apply(Failure::Held(0), true, &mut Vec::new());
+        run.run_until(run.at + SECOND * 3 / 2);
+        // One uses the slots, the other has them ahead.
+        for group in 0..5 {
+            run.call(1, group, 60_000);
+            run.call(2, group, 0);
+            run.call(0, group, 0);
+        }
+        run.run_until(run.at + SECOND * 4);
+        run.judge(&"a gateway that is cut off");
+        assert!(run.by_gateway(0)[0] > 0, "he has turns");
+    }
 }
 
 #[test]

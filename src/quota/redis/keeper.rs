@@ -215,11 +215,10 @@ impl Store {
         }
         let now = clock::now();
         // While it is not believed nobody takes more than his share, so ours stays as it was.
-        let missing_from = heard.map(|heard| self.surely_missing(heard));
         let born_at = inner.born_at;
         inner.book.claims_forgotten(|period, covered| {
             born_at.is_some_and(|born| now < believed_from(born, period))
-                && (covered || missing_from.is_some_and(|from| now >= from + period))
+                && (covered || heard.is_some_and(|heard| now >= self.alone_from(heard, period)))
         });
         let members = answer[2..].iter().filter_map(|m| Owner::parse(&text(m)?));
         let members: Vec<_> = members.collect();

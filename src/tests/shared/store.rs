@@ -251,27 +251,20 @@ impl Data {
                 let length = i64::try_from(members.len()).expect("a few");
                 let place = |word: &[u8]| whole(word).map(|n| if n < 0 { n + length } else { n });
                 let (from, to) = (place(from)?, place(to)?);
-                let with_scores = match rest {
-                    [] => false,
-                    [word] if word.eq_ignore_ascii_case(b"WITHSCORES") => true,
-                    _ => return Err("ERR syntax error".to_owned()),
-                };
-                let inside = (0..).zip(&ordered).filter(|(n, _)| (from..=to).contains(n));
-                let each = inside.flat_map(|(_, (member, score))| {
-                    let score = with_scores.then(|| text(score));
-                    [Some(Reply::Text(member.clone())), score]
-                });
-                Ok(Reply::List(each.flatten().collect()))
+                let inside = (0..).zip(ordered).filter(|(n, _)| (from..=to).contains(n));
+                listed(inside.map(|(_, one)| one), rest)
             }
-            (b"ZRANGEBYSCORE" | b"ZREMRANGEBYSCORE", [from, to]) => {
+            (b"ZRANGEBYSCORE", [from, to, rest @ ..]) => {
+                let (from, to) = (number(from)?, number(to)?);
+                let inside = ordered.into_iter();
+                listed(inside.filter(|(_, at)| (from..=to).contains(at)), rest)
+            }
+            (b"ZREMRANGEBYSCORE", [from, to]) => {
                 let (from, to) = (number(from)?, number(to)?);
                 let inside = ordered
                     .into_iter()
                     .filter(|(_, at)| (from..=to).contains(at));
                 let inside: Vec<_> = inside.map(|(member, _)| member).collect();
-                if name == b"ZRANGEBYSCORE" {
-                    return Ok(Reply::List(inside.into_iter().map(Reply::Text).collect()));
-                }
                 for member in &inside {
                     members.remove(member);
                 }
@@ -280,6 +273,23 @@ impl Data {
             _ => Err(format!("ERR {name:?} with {} words", words.len())),
         }
     }
+}
+
+/// Members in their order, with their scores if the words after say so.
+fn listed(
+    members: impl Iterator<Item = (Vec<u8>, f64)>,
+    rest: &[Vec<u8>],
+) -> Result<Reply, String> {
+    let with_scores = match rest {
+        [] => false,
+        [word] if word.eq_ignore_ascii_case(b"WITHSCORES") => true,
+        _ => return Err("ERR syntax error".to_owned()),
+    };
+    let each = members.flat_map(|(member, score)| {
+        let score = with_scores.then(|| text(&score));
+        [Some(Reply::Text(member)), score]
+    });
+    Ok(Reply::List(each.flatten().collect()))
 }
 
 impl Server {
