@@ -337,7 +337,7 @@ for w = 1, tonumber(ARGV[8]) do
   elseif free < want.min then
     -- Ahead in time, as far as slots cool: the moment at which enough of them are free. A slot of one
     -- who claims no more than his share is his own again, and does not count.
-    local index, found, freed = 0, false, {}
+    local index, found, freed, unused = 0, false, {}, all
     while not found do
       local some = redis.call('ZRANGE', want.slots, index, index + 31, 'WITHSCORES')
       index = index + 32
@@ -374,12 +374,13 @@ for w = 1, tonumber(ARGV[8]) do
       want.freed = freed
     else
       -- They are at the upstream, or are still to be sent: not before the first of them is that is not for
-      -- somebody who has waited for longer.
-      local all_of_them = math.max(want.total, 1)
-      local place = ahead % all_of_them
-      local first = redis.call('ZRANGE', want.slots, place, place, 'WITHSCORES')
+      -- somebody who has waited for longer. Those that are free are for others who are about to ask.
+      local each_round = math.max(limit - unused, want.total, 1)
+      local place, rounds = ahead % each_round, math.floor(ahead / each_round)
+      local index = math.max(place - (each_round - want.total), 0)
+      local first = redis.call('ZRANGE', want.slots, index, index, 'WITHSCORES')
       local wait = math.max(tonumber(first[2] or now) - want.hold - now, 0)
-        + math.floor(ahead / all_of_them) * want.horizon
+        + rounds * want.horizon
       later = math.max(later or 0, wait)
       want.denied = wait
     end

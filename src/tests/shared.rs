@@ -951,6 +951,9 @@ fn who_waits_for_a_slot_should_not_poll_and_should_get_his_part() {
     // Fewer slots than gateways, as many, and more.
     for (group, api, gateways) in [
         (1, 60, 4),
+        (1, 60, 5),
+        (2, 60, 5),
+        (3, 60, 5),
         (5, 60, 10),
         (5, 60, 20),
         (5, 60, 5),
@@ -966,8 +969,12 @@ fn who_waits_for_a_slot_should_not_poll_and_should_get_his_part() {
         );
         println!("{what}");
         assert!(used * 10 >= possible * 9, "{what}");
-        let used_times = u64::try_from(used).expect("a few");
-        assert!(asked * 10 <= used_times * 24, "{what}");
+        // Calls of one window were asked for and have not arrived yet.
+        let granted = used + group.min(api) as usize * 2;
+        assert!(
+            asked <= 2 * u64::try_from(granted).expect("a few"),
+            "{what}"
+        );
         assert!(each.iter().all(|own| own * gateways * 2 >= used), "{what}");
     }
 }

@@ -12,6 +12,9 @@ use crate::{
 /// are what he waits for. It doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 
+/// The part of the time to ask in that nobody asks in: what he waits for is under way.
+const SOONEST: f64 = 0.25;
+
 /// How often it doubles.
 const DOUBLINGS: u32 = 5;
 
@@ -105,12 +108,13 @@ pub(in crate::quota) async fn acquire(scopes: &Scopes, store: &Arc<Store>) -> Pe
 
 fn pause(want: Option<&Want>, pauses: u32, random: f64) -> Duration {
     let pause = FIRST_PAUSE * 2_u32.pow(pauses.min(DOUBLINGS));
-    // What comes back has to cool for a period: who asks some time within it is early enough. Where
-    // slots come back more often, that is, if there are many, he has to ask sooner.
+    // What comes back has to cool for a period: who asks some time within it is early enough, and who asks
+    // before it is back asks twice. Where slots come back more often, that is, if there are many, he has to
+    // ask sooner.
     let spread = want.map_or(pause, |want| {
         (want.horizon / 2).min(want.horizon * 4 / want.limit.max(1))
     });
-    pause + spread.mul_f64(random)
+    pause + spread.mul_f64(random.mul_add(1.0 - SOONEST, SOONEST))
 }
 
 /// Slots that are being asked for. If nobody waits for the answer any more, they are given back.
