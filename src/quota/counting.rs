@@ -63,6 +63,8 @@ pub struct Tally {
     in_flight: u32,
     /// When the slot of each call is free again, earliest first, and how many pairs it carried.
     cooling: VecDeque<Cooling>,
+    /// The pairs of those that the upstream took.
+    taken: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -84,8 +86,8 @@ impl Tally {
             .collect();
         cooling.sort_by_key(|call| call.free_at);
         Tally {
-            in_flight: 0,
             cooling: cooling.into(),
+            ..Tally::default()
         }
     }
 
@@ -104,6 +106,7 @@ impl Tally {
             taken,
         };
         self.cooling.insert(place, call);
+        self.taken += call.taken_pairs();
     }
 
     /// From now on a slot cools for `to` instead of `from`, as that of its window does.
@@ -136,11 +139,9 @@ impl Tally {
     /// touches.
     pub fn is_beyond_pairs(&mut self, now: Instant, pace: &Pace) -> bool {
         self.forget(now);
-        let taken = self.cooling.iter().filter(|call| call.taken);
-        let taken: u64 = taken.map(|call| u64::from(call.pairs)).sum();
         let extra = pace.guard() + pace.call_timeout;
         let extra_windows = extra.as_nanos().div_ceil(pace.window.as_nanos().max(1));
-        u128::from(taken) > u128::from(pace.limit) * (2 + extra_windows)
+        u128::from(self.taken) > u128::from(pace.limit) * (2 + extra_windows)
     }
 
     /// The same calls in a window of `limit` that counts their pairs.
@@ -155,9 +156,16 @@ impl Tally {
     }
 
     fn forget(&mut self, now: Instant) {
-        while self.cooling.front().is_some_and(|call| call.free_at <= now) {
+        while let Some(call) = self.cooling.front().filter(|call| call.free_at <= now) {
+            self.taken -= call.taken_pairs();
             self.cooling.pop_front();
         }
+    }
+}
+
+impl Cooling {
+    fn taken_pairs(&self) -> u64 {
+        if self.taken { self.pairs.into() } else { 0 }
     }
 }
 
