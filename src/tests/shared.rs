@@ -446,6 +446,7 @@ impl Run {
         tokio::spawn(store.clone().keep());
         let quota = Quota::new(&config).shared_in(Some(store));
         let core = Core::with(&config, upstream, metrics, quota, Keys::default(), None);
+        core.lanes.upstream.random.seed(0);
         tokio::spawn(Core::sweep(core.lanes.quota.clone()));
         drop(inside);
         self.gateways[number].process = Some(process);
