@@ -84,12 +84,11 @@ prove:
 	CHAT_GATEWAY_SEEDS=10000 $(CARGO) test --locked --lib --features shuttle sync::
 	CHAT_GATEWAY_SEEDS=10000 $(CARGO) test --locked --test spec every_seed -- --nocapture
 
-## Gateways that share a store for so many seeds, in the way of `prove`; `make test` runs 100 of them, and
-## 662 is the first that does not pass (CONTRIBUTING.md).
+## Gateways that share a store for so many seeds, in the way of `prove`; `make test` runs 100 of them.
 prove-shared: export CARGO_PROFILE_DEV_OPT_LEVEL = 2
 prove-shared: tools
 	CHAT_GATEWAY_SEEDS=$(SEEDS) $(CARGO) test --locked --test spec whatever_fails -- --nocapture
-SEEDS ?= 662
+SEEDS ?= 4000
 
 ## Half an hour of callers who come and go and an upstream that fails, under a ceiling of memory.
 SOAK_MINUTES ?= 30

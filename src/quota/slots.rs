@@ -228,7 +228,10 @@ impl Slots {
         let shared = self.shared.as_ref();
         let others = shared.map_or(0, |shared| shared.store.others(&shared.window, now));
         let mut state = self.state.lock();
-        f64::from(state.window.busy(now).saturating_add(others)) / f64::from(state.pace.limit)
+        let (own, limit) = (state.window.busy(now), state.pace.limit);
+        // What we took since the store was asked may have been theirs then.
+        let others = others.min(limit.saturating_sub(own));
+        f64::from(own + others) / f64::from(limit)
     }
 
     /// When a call of so many pairs can be sent behind `ahead`.

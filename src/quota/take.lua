@@ -11,7 +11,8 @@
 --         claims: a hash, n<ID> the slots that it holds, c<ID.SEAT> its claim (`u`, or `v` for one
 --                 that is covered), t<SEAT> the last turn of a seat,
 --                 and `o` if it was left to another, a<ID:SEQUENCE> from when on what was given
---                 ahead may be used, `last` the time of the last call that was spaced, q<ID.SEAT> since
+--                 ahead may be used, f<ID:SEQUENCE> how many of those are somebody else's until
+--                 then, `last` the time of the last call that was spaced, q<ID.SEAT> since
 --                 when it waits for a slot and until when it is waited for, `long` how long a slot cools
 --                 by the longest settings of late, until when those hold, and until when nothing is given
 --                 since it became longer
@@ -30,8 +31,10 @@
 -- Why the sum holds: a member may, while it cannot reach the store, use its share (`share` below) of
 -- every window that it has a covered claim on, and of every other window once it counts as missing.
 -- So nobody is given a slot that belongs to a covered claim or to a missing member, and nobody beyond
--- his own share one that somebody else claims. And nothing is given to be used later than the moment at which
--- somebody who has no covered claim will be missing, unless he is heard of again.
+-- his own share one that somebody else claims. A slot that is given ahead is somebody else's until its
+-- time: whoever has it, and perhaps did not hear of it, has his share beside it. And nothing is given to
+-- be used later than the moment at which somebody who has no covered claim will be missing, unless he is
+-- heard of again.
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -118,8 +121,10 @@ local function del(slots, claims, name, first, last)
       redis.call('ZADD', slots, ahead, slot)
     end
   end
-  if ahead > 0 then
+  -- Until then it is no slot of his (see above).
+  if ahead > 0 and ahead <= now then
     redis.call('HDEL', claims, 'a' .. name)
+    redis.call('HDEL', claims, 'f' .. name)
   end
   count(claims, id_of(name), -removed)
 end
@@ -253,7 +258,7 @@ for w = 1, tonumber(ARGV[8]) do
   end
 
   -- Who holds and who claims how much.
-  local held, claimed, queue, turns = {}, {}, {}, {}
+  local held, claimed, queue, turns, later_of = {}, {}, {}, {}, {}
   local fields = redis.call('HGETALL', want.claims)
   for f = 1, #fields, 2 do
     local kind, whose = string.sub(fields[f], 1, 1), string.sub(fields[f], 2)
@@ -284,6 +289,10 @@ for w = 1, tonumber(ARGV[8]) do
     elseif kind == 'a' then
       if tonumber(fields[f + 1]) <= now then
         redis.call('HDEL', want.claims, fields[f])
+        redis.call('HDEL', want.claims, 'f' .. whose)
+      else
+        local others = tonumber(redis.call('HGET', want.claims, 'f' .. whose) or 0)
+        later_of[id_of(whose)] = (later_of[id_of(whose)] or 0) + others
       end
     elseif kind == 't' then
       local turn, left = string.match(fields[f + 1], '^(%d+)(o?)$')
@@ -300,7 +309,8 @@ for w = 1, tonumber(ARGV[8]) do
   for whose, claim in pairs(claimed) do
     by_id[id_of(whose)] = whose
     if whose ~= owner then
-      local unused = math.max(0, share(whose) - (held[id_of(whose)] or 0))
+      local id = id_of(whose)
+      local unused = math.max(0, share(whose) - (held[id] or 0) + (later_of[id] or 0))
       all = all + unused
       if claim == 'v' then
         covered = covered + unused
@@ -308,6 +318,7 @@ for w = 1, tonumber(ARGV[8]) do
     end
   end
   want.covered, want.mine, want.total, want.share = covered, mine, total, share(owner)
+  want.mine_later = later_of[id_of(owner)] or 0
   want.claim = claimed[owner]
   function want.is_kept_for(whose)
     return floor > 0 and claimed[whose] == 'v'
@@ -352,7 +363,7 @@ for w = 1, tonumber(ARGV[8]) do
         if whose == owner then
           mine = mine - 1
           freed[#freed + 1] = some[s]
-        elseif whose and held[id] < share(whose) then
+        elseif whose and held[id] - (later_of[id] or 0) < share(whose) then
           all = all + 1
           if claimed[whose] == 'v' then
             covered = covered + 1
@@ -474,6 +485,7 @@ end
 
 for w, want in ipairs(wants) do
   if not later then
+    local of_others = 0
     if want.freed then
       -- It has the last of them; those before go by themselves until then.
       for n = math.max(1, #want.freed - want.min + 1), #want.freed do
@@ -483,12 +495,17 @@ for w, want in ipairs(wants) do
         want.total = want.total - 1
         if id_of(name) == id_of(owner) then
           want.mine = want.mine - 1
+        else
+          of_others = of_others + 1
         end
       end
     end
     put(want.slots, want.claims, want.name, 1, want.take, at + want.hold)
     if at > now then
       redis.call('HSET', want.claims, 'a' .. want.name, at)
+      -- Until then it is somebody else's: its owner, who may not hear of it, has his share beside it.
+      redis.call('HSET', want.claims, 'f' .. want.name, of_others)
+      want.mine_later = want.mine_later + of_others
     end
     want.total, want.mine = want.total + want.take, want.mine + want.take
     if want.cycle then
@@ -501,7 +518,7 @@ for w, want in ipairs(wants) do
   end
   -- A claim is covered as soon as there is room for it beside those that are, and stays so. What was
   -- lost may fill that room: until it is free only those who know that theirs are say so.
-  local unused = math.max(0, want.share - want.mine)
+  local unused = math.max(0, want.share - want.mine + want.mine_later)
   if want.force == '1' or want.force == '2' then
     want.claim = (want.force == '2' or want.claim == 'v') and 'v' or 'u'
     redis.call('HSET', want.claims, 'c' .. owner, want.claim)
