@@ -3,12 +3,22 @@
 //! Everything that decides gets `now` as an argument; everything that waits asks this module. It
 //! reads tokio's clock, so a test that pauses time moves the whole gateway.
 
-use std::{cell::Cell, future::poll_fn, pin::Pin, task::Poll, time::Duration};
+use std::{
+    cell::Cell,
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 #[cfg(not(all(test, feature = "shuttle")))]
 use futures_util::FutureExt as _;
 
+use parking_lot::Mutex;
+
 pub use tokio::time::Instant;
+
+use crate::workers::EachWorker;
 
 /// Now, on the monotonic clock that paused time moves.
 #[expect(
@@ -58,38 +68,93 @@ pub async fn by<F: Future>(at: Instant, future: F) -> Option<F::Output> {
 
 /// Ends what takes too long, one after the other. A wait for each would have to be entered among those of
 /// the runtime and taken out again; this one stays, and when it is over looks whether it was meant. Of the runtime, not of a model.
-pub struct Alarm(Pin<Box<tokio::time::Sleep>>);
+pub struct Alarm {
+    wait: Pin<Box<tokio::time::Sleep>>,
+    /// Whose waker it has: while it has not rung that is kept there, so that no other has its address.
+    registered: Option<usize>,
+}
 
 impl Default for Alarm {
     fn default() -> Alarm {
-        Alarm(Box::pin(tokio::time::sleep_until(now())))
+        Alarm {
+            wait: Box::pin(tokio::time::sleep_until(now())),
+            registered: None,
+        }
     }
 }
 
 impl Alarm {
+    /// Ready when `at` has come; until then whoever polls is woken for the times of others, too.
+    pub fn poll_until(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        if self.wait.deadline() > at {
+            self.wait.as_mut().reset(at);
+        }
+        if self.is_set(cx) {
+            return Poll::Pending;
+        }
+        self.registered = Some(cx.waker().data().addr());
+        while self.wait.as_mut().poll(cx).is_ready() {
+            if self.wait.deadline() >= at {
+                self.registered = None;
+                return Poll::Ready(());
+            }
+            self.wait.as_mut().reset(at);
+        }
+        Poll::Pending
+    }
+
+    /// Whether it will wake whoever asks, sooner or later.
+    pub fn is_set(&self, cx: &Context<'_>) -> bool {
+        self.registered == Some(cx.waker().data().addr()) && !self.wait.is_elapsed()
+    }
+
     /// What comes of `future`; `None` if it is not ready by `at`.
     pub async fn by<F: Future>(
         &mut self,
         at: Instant,
         mut future: Pin<&mut F>,
     ) -> Option<F::Output> {
-        let wait = &mut self.0;
-        if wait.deadline() > at {
-            wait.as_mut().reset(at);
-        }
-        poll_fn(|cx| {
-            if let Poll::Ready(output) = future.as_mut().poll(cx) {
-                return Poll::Ready(Some(output));
-            }
-            while wait.as_mut().poll(cx).is_ready() {
-                if wait.deadline() >= at {
-                    return Poll::Ready(None);
-                }
-                wait.as_mut().reset(at);
-            }
-            Poll::Pending
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending => self.poll_until(at, cx).map(|()| None),
         })
         .await
+    }
+}
+
+/// How many [`Alarms`] are kept for each worker.
+const ALARMS_KEPT: usize = 64;
+
+/// Alarms for whatever there are many of and what is mostly over in time: those of one that is over serve
+/// the next.
+#[derive(Default)]
+pub struct Alarms(EachWorker<Mutex<Vec<Alarm>>>);
+
+impl Alarms {
+    /// What comes of `future`; `None` if it is not ready by `at`.
+    pub async fn by<F: Future>(&self, at: Instant, future: Pin<&mut F>) -> Option<F::Output> {
+        let kept = self.0.get().lock().pop();
+        let mut alarm = Lent {
+            alarms: self,
+            alarm: Some(kept.unwrap_or_default()),
+        };
+        let alarm = alarm.alarm.as_mut().expect("just put there");
+        alarm.by(at, future).await
+    }
+}
+
+/// Goes back when it is dropped.
+struct Lent<'a> {
+    alarms: &'a Alarms,
+    alarm: Option<Alarm>,
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        let mut kept = self.alarms.0.get().lock();
+        if kept.len() < ALARMS_KEPT {
+            kept.extend(self.alarm.take());
+        }
     }
 }
 

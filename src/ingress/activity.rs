@@ -13,12 +13,17 @@ use std::{
     future::{Future, poll_fn},
     io,
     pin::{Pin, pin},
-    sync::Arc,
-    task::{Context, Poll, ready},
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool, AtomicU64, AtomicUsize,
+            Ordering::{Acquire, Relaxed, Release},
+        },
+    },
+    task::{Context, Poll},
     time::Duration,
 };
 
-use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::Notify,
@@ -26,7 +31,7 @@ use tokio::{
 
 use crate::{
     bound::Bound,
-    clock::{self, Instant},
+    clock::{self, Alarm, Instant},
 };
 
 /// The time limits of a connection.
@@ -41,69 +46,113 @@ pub(super) struct Timeouts {
 #[derive(Debug)]
 pub(super) struct Activity {
     timeouts: Timeouts,
-    state: Mutex<State>,
+    state: State,
     taken: Notify,
 }
 
+/// The task of the connection alone says what it reads and writes; calls of HTTP/2 have tasks of their
+/// own, and say when they begin and end. So no lock is needed, of which each call would take ten.
 #[derive(Debug)]
 struct State {
-    between: Between,
-    since: Instant,
-    calls: usize,
-    multiplexed: bool,
-    /// Since when the caller has not taken all that was written to him.
-    untaken: Option<Instant>,
+    connected: Instant,
+    /// While no call is being served: whether a head has begun to arrive, or nothing.
+    in_head: AtomicBool,
+    /// Since when, in nanoseconds after `connected`.
+    since: AtomicU64,
+    calls: AtomicUsize,
+    multiplexed: AtomicBool,
+    /// Since when the caller has not taken all that was written to him, or [`NEVER`].
+    untaken: AtomicU64,
 }
 
-/// What a connection does while no call is being served.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Between {
-    /// A head has begun to arrive.
-    Head,
-    /// Nothing.
-    Idle,
-}
+/// No time that is reached.
+const NEVER: u64 = u64::MAX;
 
 impl State {
-    fn received(&mut self, now: Instant) {
-        if self.calls == 0 && self.between == Between::Idle && !self.multiplexed {
-            self.between = Between::Head;
-            self.since = now;
+    /// Of a connection that was accepted at `now`.
+    fn new(now: Instant) -> State {
+        State {
+            connected: now,
+            in_head: AtomicBool::new(true),
+            since: AtomicU64::new(0),
+            calls: AtomicUsize::new(0),
+            multiplexed: AtomicBool::new(false),
+            untaken: AtomicU64::new(NEVER),
         }
     }
 
-    fn blocked(&mut self, now: Instant) {
-        self.untaken.get_or_insert(now);
+    fn nanos(&self, now: Instant) -> u64 {
+        let nanos = now.saturating_duration_since(self.connected).as_nanos();
+        u64::try_from(nanos).unwrap_or(NEVER - 1)
+    }
+
+    fn received(&self, now: impl FnOnce() -> Instant) {
+        if self.calls.load(Relaxed) == 0
+            && !self.in_head.load(Relaxed)
+            && !self.multiplexed.load(Relaxed)
+        {
+            self.in_head.store(true, Relaxed);
+            self.since.store(self.nanos(now()), Relaxed);
+        }
+    }
+
+    fn blocked(&self, now: Instant) {
+        if !self.is_blocked() {
+            self.untaken.store(self.nanos(now), Relaxed);
+        }
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.untaken.load(Relaxed) != NEVER
     }
 
     /// Everything that was written has been taken; whether something was not before.
-    fn flushed(&mut self, now: impl FnOnce() -> Instant) -> bool {
-        let was = self.untaken.take().is_some();
-        if was && self.between == Between::Idle {
-            self.since = now();
+    fn flushed(&self, now: impl FnOnce() -> Instant) -> bool {
+        if !self.is_blocked() {
+            return false;
         }
-        was
+        self.untaken.store(NEVER, Relaxed);
+        if !self.in_head.load(Relaxed) {
+            self.since.store(self.nanos(now()), Relaxed);
+        }
+        true
     }
 
-    fn begin(&mut self, multiplexed: bool) {
-        self.calls += 1;
-        self.multiplexed |= multiplexed;
+    fn begin(&self, multiplexed: bool) {
+        if multiplexed {
+            self.multiplexed.store(true, Relaxed);
+        }
+        self.calls.fetch_add(1, Relaxed);
     }
 
-    fn end(&mut self, now: Instant) {
-        self.calls -= 1;
-        self.between = Between::Idle;
-        self.since = now;
+    fn end(&self, now: Instant) {
+        self.in_head.store(false, Relaxed);
+        self.since.store(self.nanos(now), Relaxed);
+        // Whoever sees that none is left sees since when, too.
+        self.calls.fetch_sub(1, Release);
+    }
+
+    fn wind_up(&self, now: Instant) {
+        self.in_head.store(true, Relaxed);
+        self.since.store(self.nanos(now), Relaxed);
     }
 
     /// When which limit is reached.
     fn due(&self, timeouts: &Timeouts) -> Option<(Instant, Bound)> {
-        match (self.untaken, self.between) {
-            (Some(since), _) => Some((since + timeouts.write, Bound::WriteTime)),
-            _ if self.calls > 0 => None,
-            (None, Between::Head) => Some((self.since + timeouts.header, Bound::HeaderTime)),
-            (None, Between::Idle) => Some((self.since + timeouts.idle, Bound::IdleTime)),
+        let at = |since, limit| self.connected + Duration::from_nanos(since) + limit;
+        match self.untaken.load(Relaxed) {
+            NEVER => {}
+            since => return Some((at(since, timeouts.write), Bound::WriteTime)),
         }
+        if self.calls.load(Acquire) > 0 {
+            return None;
+        }
+        let since = self.since.load(Relaxed);
+        Some(if self.in_head.load(Relaxed) {
+            (at(since, timeouts.header), Bound::HeaderTime)
+        } else {
+            (at(since, timeouts.idle), Bound::IdleTime)
+        })
     }
 }
 
@@ -112,13 +161,7 @@ impl Activity {
     pub(super) fn new(timeouts: Timeouts) -> Arc<Activity> {
         Arc::new(Activity {
             timeouts,
-            state: Mutex::new(State {
-                between: Between::Head,
-                since: clock::now(),
-                calls: 0,
-                multiplexed: false,
-                untaken: None,
-            }),
+            state: State::new(clock::now()),
             taken: Notify::new(),
         })
     }
@@ -134,15 +177,13 @@ impl Activity {
     /// A call is being served for as long as what is returned is there. `multiplexed` says whether
     /// others may be at the same time.
     pub(super) fn call(self: &Arc<Self>, multiplexed: bool) -> Serving {
-        self.state.lock().begin(multiplexed);
+        self.state.begin(multiplexed);
         Serving(self.clone())
     }
 
     /// What is idle is being closed: it has as long as a head has.
     pub(super) fn wind_up(&self) {
-        let mut state = self.state.lock();
-        state.between = Between::Head;
-        state.since = clock::now();
+        self.state.wind_up(clock::now());
     }
 
     /// Waits until the caller has taken the answers to his earlier calls: who sends one call after
@@ -154,37 +195,26 @@ impl Activity {
     }
 
     fn is_untaken(&self) -> bool {
-        let state = self.state.lock();
-        state.untaken.is_some() && !state.multiplexed
+        self.state.is_blocked() && !self.state.multiplexed.load(Relaxed)
     }
 
     /// Runs a connection until its end, or to the limit that it reached.
     pub(super) async fn within<F: Future>(&self, connection: F) -> Result<F::Output, Bound> {
         let mut connection = pin!(connection);
-        let mut rings = clock::now() + self.timeouts.header;
-        let mut alarm = pin!(clock::sleep_until(rings));
+        let mut alarm = Alarm::default();
         poll_fn(|cx| {
             if let Poll::Ready(end) = connection.as_mut().poll(cx) {
                 return Poll::Ready(Ok(end));
             }
-            loop {
-                let due = self.state.lock().due(&self.timeouts);
-                // An alarm that rings too early is looked at and set again: requests that come in
-                // time cost none.
-                if let Some((at, _)) = due
-                    && at < rings
-                {
-                    rings = at;
-                    alarm.set(clock::sleep_until(at));
+            match self.state.due(&self.timeouts) {
+                Some((at, bound)) => alarm.poll_until(at, cx).map(|()| Err(bound)),
+                // A call of HTTP/2 may end and nobody say so here: it is looked at again.
+                None if alarm.is_set(cx) => Poll::Pending,
+                None => {
+                    let again = clock::now() + self.timeouts.idle.min(self.timeouts.write);
+                    let _ = alarm.poll_until(again, cx);
+                    Poll::Pending
                 }
-                ready!(alarm.as_mut().poll(cx));
-                let now = clock::now();
-                rings = match due {
-                    Some((at, bound)) if at <= now => return Poll::Ready(Err(bound)),
-                    Some((at, _)) => at,
-                    None => now + self.timeouts.idle.min(self.timeouts.write),
-                };
-                alarm.set(clock::sleep_until(rings));
             }
         })
         .await
@@ -204,7 +234,7 @@ impl Serving {
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.0.state.lock().end(clock::now());
+        self.0.state.end(clock::now());
     }
 }
 
@@ -218,7 +248,7 @@ pub(super) struct Watched<IO> {
 impl<IO> Watched<IO> {
     fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_pending() {
-            self.activity.state.lock().blocked(clock::now());
+            self.activity.state.blocked(clock::now());
         }
         written
     }
@@ -233,7 +263,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.io).poll_read(cx, buffer);
         if buffer.filled().len() > before {
-            self.activity.state.lock().received(clock::now());
+            self.activity.state.received(clock::now);
         }
         read
     }
@@ -267,12 +297,12 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
         match flushed {
             Poll::Ready(_) => {
                 // hyper flushes when it has nothing more to write.
-                if self.activity.state.lock().flushed(clock::now) {
+                if self.activity.state.flushed(clock::now) {
                     self.activity.taken.notify_one();
                 }
             }
             // Transports with a buffer of their own, such as TLS, stop here.
-            Poll::Pending => self.activity.state.lock().blocked(clock::now()),
+            Poll::Pending => self.activity.state.blocked(clock::now()),
         }
         flushed
     }
@@ -296,37 +326,27 @@ mod tests {
         Duration::from_secs(count)
     }
 
-    fn connected(now: Instant) -> State {
-        State {
-            between: Between::Head,
-            since: now,
-            calls: 0,
-            multiplexed: false,
-            untaken: None,
-        }
-    }
-
     #[test]
     fn a_head_should_have_its_time_from_connecting_or_from_its_first_byte() {
         let start = clock::now();
-        let mut state = connected(start);
+        let state = State::new(start);
         let due = |state: &State| state.due(&TIMEOUTS);
-        state.received(start + seconds(9));
+        state.received(|| start + seconds(9));
         assert_eq!(due(&state), Some((start + seconds(10), Bound::HeaderTime)));
         state.begin(false);
         assert_eq!(due(&state), None, "a call is being served");
-        state.received(start + seconds(40));
+        state.received(|| start + seconds(40));
         state.end(start + seconds(50));
         assert_eq!(due(&state), Some((start + seconds(170), Bound::IdleTime)));
-        state.received(start + seconds(100));
-        state.received(start + seconds(105));
+        state.received(|| start + seconds(100));
+        state.received(|| start + seconds(105));
         assert_eq!(due(&state), Some((start + seconds(110), Bound::HeaderTime)));
     }
 
     #[test]
     fn an_answer_should_have_its_time_until_all_of_it_is_taken() {
         let start = clock::now();
-        let mut state = connected(start);
+        let state = State::new(start);
         state.begin(false);
         state.blocked(start + seconds(1));
         state.end(start + seconds(2));
@@ -342,13 +362,13 @@ mod tests {
     #[test]
     fn bytes_between_the_calls_of_http_2_should_not_begin_a_head() {
         let start = clock::now();
-        let mut state = connected(start);
+        let state = State::new(start);
         state.begin(true);
         state.begin(true);
         state.end(start + seconds(1));
         assert_eq!(state.due(&TIMEOUTS), None);
         state.end(start + seconds(2));
-        state.received(start + seconds(3));
+        state.received(|| start + seconds(3));
         let due = state.due(&TIMEOUTS);
         assert_eq!(due, Some((start + seconds(122), Bound::IdleTime)));
     }
