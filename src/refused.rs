@@ -4,7 +4,11 @@
 //! that account. So the same bytes are answered here for a few seconds, and never another
 //! caller's.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use moka::sync::Cache;
 use parking_lot::Mutex;
@@ -31,6 +35,8 @@ pub struct RefusedCredentials {
     memories: Cache<Digest, Memory>,
     /// When the last of them ends: hardly ever is there one, and then nothing is looked up.
     latest: Mutex<Option<Instant>>,
+    /// Whether there ever was one: each call asks, and most gateways never see any.
+    has_any: AtomicBool,
 }
 
 #[derive(Clone, Copy)]
@@ -49,6 +55,7 @@ impl RefusedCredentials {
         RefusedCredentials {
             memories,
             latest: Mutex::new(None),
+            has_any: AtomicBool::new(false),
         }
     }
 
@@ -64,6 +71,7 @@ impl RefusedCredentials {
         let until = now + length;
         self.memories
             .insert(key(credentials), Memory { code, until });
+        self.has_any.store(true, Ordering::Release);
         let mut latest = self.latest.lock();
         *latest = (*latest).max(Some(until));
         drop(latest);
@@ -80,7 +88,9 @@ impl RefusedCredentials {
 
     /// The refusal, if these credentials were refused a moment ago.
     pub fn check(&self, credentials: &Credentials, now: Instant) -> Result<(), Refusal> {
-        if self.latest.lock().is_none_or(|latest| latest <= now) {
+        if !self.has_any.load(Ordering::Acquire)
+            || self.latest.lock().is_none_or(|latest| latest <= now)
+        {
             return Ok(());
         }
         match self
