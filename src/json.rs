@@ -35,7 +35,11 @@ pub struct Object<'a>(pub Vec<(Cow<'a, str>, Node<'a>)>);
 impl<'a> Node<'a> {
     /// Parses a whole document. Nesting is limited to 128 by the parser.
     pub fn parse(bytes: &'a [u8]) -> Result<Node<'a>, serde_json::Error> {
-        serde_json::from_slice(bytes)
+        match simdutf8::basic::from_utf8(bytes) {
+            Ok(text) => serde_json::from_str(text),
+            // It knows where it is wrong.
+            Err(_) => serde_json::from_slice(bytes),
+        }
     }
 
     /// The kind of value, for messages: "a string", "an integer".

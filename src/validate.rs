@@ -7,6 +7,7 @@ use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use http::{Method, uri::PathAndQuery};
+use memchr::memchr;
 
 use crate::{
     call::{Call, Caller, Credentials, Head, SignedBy, Target, Travels},
@@ -247,15 +248,20 @@ impl Query {
 /// an encoded one is another name.
 pub(crate) fn parameters(query: &str) -> impl Iterator<Item = (&str, &str, Range<usize>)> {
     let mut start = 0;
-    query.split('&').filter_map(move |part| {
-        let begin = start;
-        start += part.len() + 1;
-        if part.is_empty() {
-            return None;
+    std::iter::from_fn(move || {
+        loop {
+            let begin = start;
+            let rest = query.get(begin..)?;
+            let part = &rest[..memchr(b'&', rest.as_bytes()).unwrap_or(rest.len())];
+            start += part.len() + 1;
+            if part.is_empty() {
+                continue;
+            }
+            let name = memchr(b'=', part.as_bytes()).unwrap_or(part.len());
+            let value = part.get(name + 1..).unwrap_or_default();
+            let end = begin + part.len();
+            return Some((&part[..name], value, end - value.len()..end));
         }
-        let (name, value) = part.split_once('=').unwrap_or((part, ""));
-        let end = begin + part.len();
-        Some((name, value, end - value.len()..end))
     })
 }
 

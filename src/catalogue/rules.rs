@@ -6,6 +6,8 @@
 
 use std::{collections::HashSet, fmt};
 
+use smallvec::SmallVec;
+
 use crate::json::{Node, Object};
 
 /// The code for a parameter of the wrong kind, on every page of the API.
@@ -202,15 +204,13 @@ impl Check<'_> {
         distinct: &str,
         total: Option<(&str, Max)>,
     ) -> Result<(), Broken> {
-        let names: HashSet<&str> = list
-            .iter()
-            .filter_map(|item| text(item, distinct))
-            .collect();
+        let names = list.iter().filter_map(|item| text(item, distinct));
+        let names = distinct_names(names);
         // A key named twice may count once or twice over there: only what is too much under both
         // readings is refused here.
-        let ambiguous = names.len() < list.len();
+        let ambiguous = names < list.len();
         if let Some((things, max)) = count {
-            let measure = if ambiguous { names.len() } else { list.len() };
+            let measure = if ambiguous { names } else { list.len() };
             at_most(max, measure, |n, limit| {
                 format!("{at} has {n} {things}, the limit is {limit}")
             })?;
@@ -238,6 +238,23 @@ impl Check<'_> {
         Ok(())
     }
 }
+
+/// How many different names there are.
+fn distinct_names<'a>(names: impl Iterator<Item = &'a str>) -> usize {
+    let names: SmallVec<[&str; FEW]> = names.collect();
+    if names.len() > FEW {
+        return names.into_iter().collect::<HashSet<_>>().len();
+    }
+    let is_new = |(at, name)| !names[..at].contains(name);
+    names
+        .iter()
+        .enumerate()
+        .filter(|&(at, name)| is_new((at, name)))
+        .count()
+}
+
+/// As many as a call may have: to compare each with each is cheaper than to hash them.
+const FEW: usize = 20;
 
 enum Applies {
     Must,
