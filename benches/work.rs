@@ -44,7 +44,7 @@ impl Raw {
                 target: format!("{}?{QUERY}", command.path)
                     .parse()
                     .expect("a legal target"),
-                headers,
+                headers: headers.into(),
             },
             body: Bytes::from(body),
         }

@@ -3,7 +3,8 @@
 use std::{fmt, net::IpAddr, ops::Range, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode, uri::PathAndQuery};
+use http::{HeaderMap, Method, StatusCode, header, uri::PathAndQuery};
+use parking_lot::Mutex;
 
 use crate::{catalogue::Command, clock::Instant, error, trace::Span};
 
@@ -15,7 +16,45 @@ pub struct Head {
     /// Path and query, byte for byte but for parameters that were filled in.
     pub target: PathAndQuery,
     /// The end-to-end headers; the hop-by-hop ones are gone.
-    pub headers: HeaderMap,
+    pub headers: Headers,
+}
+
+/// The headers of a request that may be sent several times.
+///
+/// hyper parses the headers of a reply into the memory that those of its request were in, and those of
+/// the next request into that of its answer. So what was read into goes out first: it has room for the
+/// gateway's own. What stays for a repeat is a copy, which is as large as it must be.
+pub struct Headers(Mutex<HeaderMap>);
+
+impl From<HeaderMap> for Headers {
+    fn from(headers: HeaderMap) -> Headers {
+        Headers(Mutex::new(headers))
+    }
+}
+
+impl Clone for Headers {
+    fn clone(&self) -> Headers {
+        self.0.lock().clone().into()
+    }
+}
+
+impl Headers {
+    /// For an attempt that may be followed by another, whatever comes of it.
+    pub fn to_send(&self) -> HeaderMap {
+        let mut kept = self.0.lock();
+        let copy = kept.clone();
+        std::mem::replace(&mut *kept, copy)
+    }
+
+    /// For an attempt that is followed by another only if they come [back](Self::put_back).
+    pub fn take(&self) -> HeaderMap {
+        std::mem::take(&mut *self.0.lock())
+    }
+
+    /// They were not sent.
+    pub fn put_back(&self, headers: HeaderMap) {
+        *self.0.lock() = headers;
+    }
 }
 
 impl fmt::Debug for Head {
@@ -238,4 +277,16 @@ pub struct Reply {
     pub code: Option<i64>,
     /// When its first byte was here: the call had arrived by then.
     pub at: Instant,
+}
+
+impl Reply {
+    /// The same with another body.
+    #[must_use]
+    pub fn with_body(&self, body: Bytes) -> Reply {
+        let mut reply = self.clone();
+        // Of the body that came; hyper writes that of this one.
+        reply.headers.remove(header::CONTENT_LENGTH);
+        reply.body = body;
+        reply
+    }
 }

@@ -5,20 +5,20 @@
 //! does the same alone, and its answer is not looked into; if a rule of the settings gives it a quota,
 //! it waits in a lane like a write.
 
+mod ending;
 mod headers;
 
-use std::{future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{future::Future, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderValue, Method, Response, Version, header, request::Parts};
-use tower::ServiceExt as _;
 
 use crate::{
     admission,
-    call::{Call, Caller, Head, QuotaClass, Reply, SignedBy, Target, Travels},
+    call::{Call, Caller, Head, QuotaClass, Reply, SignedBy, Travels},
     catalogue::{self, Command, OTHER},
-    clock::{self, Instant},
+    clock::{self, Alarms, Instant},
     config::{InForce, LogIds},
     error::{self, Reason, Refusal},
     keys::Keys,
@@ -27,13 +27,16 @@ use crate::{
         alone::Alone,
         room::{Place, Room},
     },
-    log::ids,
     metrics::{Metrics, Outcome},
-    quota::scopes::{Ahead, Scopes},
+    quota::{
+        permit::Permit,
+        scopes::{Ahead, Scopes},
+    },
     reads::{self, Reads, Running},
     rules::{Rule, Rules},
-    shutdown::Lifecycle,
-    trace::{End, Span, Traces},
+    shutdown::{Lifecycle, Phase},
+    sync::Mutex,
+    trace::{Span, Traces},
     upstream::{
         Failure, Outbound,
         client::drop_hop_by_hop,
@@ -41,6 +44,7 @@ use crate::{
     },
     validate::{self, Terms},
 };
+use ending::{Ended, Ending};
 
 /// Everything between a request and its answer.
 pub struct Gateway {
@@ -53,6 +57,17 @@ pub struct Gateway {
     settings: InForce,
     ids: LogIds,
     traces: Option<Traces>,
+    /// For the callers' deadlines.
+    alarms: Alarms,
+}
+
+/// How a call learns that the grace of a gateway that stops is over.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Grace {
+    /// It is woken.
+    Awaited,
+    /// Whoever polls it does so then, which saves each call that registers.
+    Seen,
 }
 
 /// The body of a request, or why there is none.
@@ -79,6 +94,7 @@ impl Gateway {
             ids: settings.get().log.ids,
             settings,
             traces,
+            alarms: Alarms::default(),
         }
     }
 
@@ -96,6 +112,25 @@ impl Gateway {
     /// what goes on. Dropped before it is ready, the caller has left: what waits leaves too, what was
     /// sent goes on.
     pub async fn handle<F>(&self, caller: Caller, head: &mut Parts, body: F) -> Response<Bytes>
+    where
+        F: Future<Output = Body>,
+    {
+        self.answer(Grace::Awaited, caller, head, body).await
+    }
+
+    /// Ready when what is being served is not served any longer.
+    pub(crate) fn grace_is_over(&self) -> impl Future<Output = ()> {
+        self.lifecycle.reached(Phase::Expired)
+    }
+
+    /// The same as [`handle`](Self::handle), with the end of the grace noticed by these means.
+    pub(crate) async fn answer<F>(
+        &self,
+        grace: Grace,
+        caller: Caller,
+        head: &mut Parts,
+        body: F,
+    ) -> Response<Bytes>
     where
         F: Future<Output = Body>,
     {
@@ -117,7 +152,10 @@ impl Gateway {
         let served = tokio::select! {
             biased;
             served = self.serve(caller, found, head, body, &mut ending) => served,
-            () = self.lifecycle.expired() => Err(draining().into()),
+            () = self.grace_is_over(), if grace == Grace::Awaited => Err(draining().into()),
+            () = self.lifecycle.is_seen(Phase::Expired), if grace == Grace::Seen => {
+                Err(draining().into())
+            }
         };
         let Rendered {
             outcome,
@@ -207,25 +245,34 @@ impl Gateway {
         ending: &mut Ending<'_>,
     ) -> Result<Begun<'_>, Refusal> {
         let received = ending.received;
-        let wishes = headers::Wishes::of(&parts.headers, &self.settings.get())?;
+        let said = headers::Said::by(&parts.headers);
+        let wishes = said.wishes(&self.settings.get())?;
+        let says_length = said.says_length(body.len());
+        let (is_hop_by_hop, expects) = (said.is_hop_by_hop, said.expects);
+        // HTTP/2 says that there is none by ending the stream.
+        let has_body =
+            said.has_body || (parts.version == Version::HTTP_2 && may_have_body(&parts.method));
         let deadline = received + wishes.deadline;
         let target = parts.uri.path_and_query().cloned().ok_or_else(|| {
             Refusal::invalid(error::BAD_REQUEST, "the request target has no path")
         })?;
         let mut headers = std::mem::take(&mut parts.headers);
-        let has_body = headers.contains_key(header::TRANSFER_ENCODING)
-            || headers.contains_key(header::CONTENT_LENGTH)
-            // HTTP/2 says that there is none by ending the stream.
-            || (parts.version == Version::HTTP_2 && may_have_body(&parts.method));
-        drop_hop_by_hop(&mut headers);
-        // The body is here whole: hyper writes its length, and nobody needs to ask for it.
-        headers.remove(header::CONTENT_LENGTH);
-        headers.remove(header::EXPECT);
+        if is_hop_by_hop {
+            drop_hop_by_hop(&mut headers);
+        }
+        if !says_length {
+            // hyper writes it.
+            headers.remove(header::CONTENT_LENGTH);
+        }
+        if expects {
+            // The body is here whole: nobody needs to ask for it.
+            headers.remove(header::EXPECT);
+        }
         if self.keys.access.is_some() {
             // The token is for the gateway.
             headers.remove(header::AUTHORIZATION);
         }
-        if has_body && body.is_empty() {
+        if has_body && body.is_empty() && !says_length {
             // That there is none hyper does not say, and some servers refuse a POST without a
             // length.
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
@@ -233,7 +280,7 @@ impl Gateway {
         let mut head = Head {
             method: std::mem::take(&mut parts.method),
             target,
-            headers,
+            headers: headers.into(),
         };
         let completed = self.keys.signers.complete(&head.target);
         let signed_by = match completed {
@@ -311,10 +358,14 @@ impl Gateway {
             key: None,
             command: self.lanes.quota.command(head.target.path(), app),
         };
-        self.admit(&scopes, deadline)?;
-        let place = self.place(body.len())?;
-        let trip = Arc::new(Trip::for_one(deadline, place, span));
-        let running = self.send(None, Arc::new(head), body, scopes, trip.clone());
+        let permit = self.permit_at_once(&scopes);
+        let mut place = None;
+        if permit.is_none() {
+            self.admit(&scopes, deadline)?;
+            place = Some(self.place(body.len())?);
+        }
+        let trip = Arc::new(Trip::for_one(deadline, span).in_place(place));
+        let running = self.send(None, Arc::new(head), body, scopes, permit, trip.clone());
         Ok(Begun::Own(Box::pin(running), trip, deadline))
     }
 
@@ -325,10 +376,16 @@ impl Gateway {
         let scopes = Scopes { key: None, command };
         self.admit(&scopes, call.deadline)?;
         let start = |deadline| {
-            let place = self.place(call.body.len())?;
-            let trip = Arc::new(Trip::for_one(deadline, place, call.span.clone()));
+            let permit = self.permit_at_once(&scopes);
+            let place = match &permit {
+                Some(_) => None,
+                None => Some(self.place(call.body.len())?),
+            };
+            let trip = Trip::for_one(deadline, call.span.clone()).in_place(place);
+            let trip = Arc::new(trip);
             let (head, body) = (call.head.clone(), call.body.clone());
-            let running = self.send(Some(call), head, body, scopes.clone(), trip.clone());
+            let scopes = scopes.clone();
+            let running = self.send(Some(call), head, body, scopes, permit, trip.clone());
             Ok((trip, running))
         };
         if call.travels == Travels::Alone {
@@ -349,27 +406,27 @@ impl Gateway {
         head: Arc<Head>,
         body: Bytes,
         scopes: Scopes,
+        permit: Option<Permit>,
         trip: Arc<Trip>,
     ) -> impl Future<Output = Answer> + Send + use<> {
-        let stack = self.lanes.upstream.stack.clone();
-        let outbound = Outbound {
+        let lanes = self.lanes.clone();
+        let outbound = Arc::new(Outbound {
             command: call.map(|call| call.command),
             credentials: call.map(|call| call.credentials.clone()),
             head,
             body,
             scopes,
-            permit: None,
-            trip: trip.clone(),
-        };
+            permit: Mutex::new(permit),
+            trip,
+        });
         async move {
-            let label = outbound.label();
-            let result = stack.oneshot(outbound).await;
-            let facts = trip.facts();
+            let result = lanes.upstream.send(outbound.clone()).await;
+            let facts = outbound.trip.facts();
             if let Err(failure) = &result
                 && facts.attempts > 0
             {
                 tracing::warn!(
-                    command = label,
+                    command = outbound.label(),
                     calls = facts.batch,
                     attempts = facts.attempts,
                     %failure,
@@ -396,15 +453,13 @@ impl Gateway {
             trip: trip.clone(),
         };
         let future = running.running.as_mut().expect("just put there");
-        let answer = tokio::select! {
-            biased;
-            answer = AssertUnwindSafe(future).catch_unwind() => {
-                running.running = None;
-                // The panic has been reported.
-                answer.map_err(|_| admission::unanswered())?
-            }
-            () = clock::sleep_until(deadline) => return Err(self.too_late(trip)),
+        let answer = pin!(AssertUnwindSafe(future).catch_unwind());
+        let Some(answer) = self.alarms.by(deadline, answer).await else {
+            return Err(self.too_late(trip));
         };
+        running.running = None;
+        // The panic has been reported.
+        let answer = answer.map_err(|_| admission::unanswered())?;
         match answer.result {
             Err(Failure::NoPermit) => Err(self.too_late(trip)),
             _ => Ok(answer),
@@ -432,6 +487,14 @@ impl Gateway {
             refusal,
             facts: Some(facts),
         }
+    }
+
+    /// A permit for a call that waits for no key, if it need not wait at all.
+    fn permit_at_once(&self, scopes: &Scopes) -> Option<Permit> {
+        if !self.lanes.upstream.breaker.is_closed() {
+            return None;
+        }
+        scopes.try_acquire()
     }
 
     /// Refuses at once what cannot be served in time, of calls that wait for no key.
@@ -556,76 +619,6 @@ impl<F: Future<Output = Answer> + Send + Unpin + 'static> Drop for Departed<F> {
         }
         tokio::spawn(running);
     }
-}
-
-/// Counts, logs and traces a call when it ends, also one whose caller has left.
-struct Ending<'a> {
-    gateway: &'a Gateway,
-    label: &'static str,
-    received: Instant,
-    span: Span,
-    /// Known once the call is.
-    target: Option<Target>,
-    end: Option<Ended>,
-}
-
-/// How a call was answered.
-struct Ended {
-    took: Duration,
-    outcome: Outcome,
-    reason: Option<&'static str>,
-    waited: Duration,
-    facts: Option<Facts>,
-    status: u16,
-}
-
-impl Drop for Ending<'_> {
-    fn drop(&mut self) {
-        let (outcome, took, waited) = match &self.end {
-            Some(end) => (end.outcome, end.took, end.waited),
-            None => {
-                let took = clock::now() - self.received;
-                (Outcome::Cancelled, took, took)
-            }
-        };
-        let (metrics, ids) = (&self.gateway.metrics, self.gateway.ids);
-        metrics.request(self.label, outcome, took, waited);
-        let is_logged = tracing::enabled!(tracing::Level::DEBUG);
-        if !is_logged && !self.span.is_recorded() {
-            return;
-        }
-        let key = self.target.as_ref().map(|target| ids::shown(ids, target));
-        let end = self.end.as_ref();
-        let facts = end.and_then(|end| end.facts);
-        let reason = end.and_then(|end| end.reason);
-        let status = end.map(|end| end.status);
-        tracing::debug!(
-            command = self.label,
-            key,
-            outcome = outcome.name(),
-            reason,
-            status,
-            batch = facts.map(|facts| facts.batch),
-            attempts = facts.map(|facts| facts.attempts),
-            wait_ms = millis(waited),
-            took_ms = millis(took),
-            "call"
-        );
-        let end = End {
-            outcome: outcome.name(),
-            failed: outcome == Outcome::Failed,
-            status,
-            facts,
-            reason,
-            key: key.as_deref(),
-        };
-        self.span.end(&end, self.received + took);
-    }
-}
-
-/// Milliseconds with three decimals, for lines that people read.
-fn millis(time: Duration) -> f64 {
-    (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
 fn from_upstream(reply: Reply) -> Response<Bytes> {

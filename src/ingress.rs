@@ -9,6 +9,7 @@ mod woken;
 use std::{convert::Infallible, future::Future, net, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::future::poll_immediate;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
@@ -35,7 +36,7 @@ use crate::{
     clock,
     config::InForce,
     error::{self, Reason, Refusal},
-    gateway::{Body, Gateway},
+    gateway::{Body, Gateway, Grace},
     lane::room::Room,
     metrics::Metrics,
     shutdown::{FLUSH, Lifecycle, Phase},
@@ -283,13 +284,18 @@ pub async fn connection<IO>(
         } else {
             bell.clone()
         };
-        Woken::new(answer(gateway, caller, request, limits, serving), bell)
+        // In a box: hyper moves it, and a connection has room for it while it has no call.
+        let answer = Box::pin(answer(gateway, caller, request, limits, serving));
+        Woken::new(answer, bell)
     });
     let builder = builder(limits);
     let connection = builder.serve_connection(TokioIo::new(activity.watch(io)), service);
     tokio::pin!(connection);
     let draining = lifecycle.reached(Phase::Draining);
     tokio::pin!(draining);
+    let expired = gateway.grace_is_over();
+    tokio::pin!(expired);
+    let mut has_expired = false;
     let mut ending = false;
     loop {
         let end = tokio::select! {
@@ -298,6 +304,11 @@ pub async fn connection<IO>(
             () = &mut draining, if !ending => {
                 ending = true;
                 connection.as_mut().graceful_shutdown();
+                continue;
+            }
+            () = &mut expired, if !has_expired => {
+                has_expired = true;
+                bell.ring();
                 continue;
             }
         };
@@ -382,6 +393,11 @@ fn answer(
     let (mut head, incoming) = request.into_parts();
     let hygiene = hygiene::check(&head, limits.head);
     let is_tunnel = head.method == Method::CONNECT;
+    let grace = match head.version {
+        Version::HTTP_2 => Grace::Awaited,
+        // It is polled by its connection, which sees to that.
+        _ => Grace::Seen,
+    };
     if let Some(proto) = limits.forwarded {
         forwarded::add(&mut head.headers, &caller, proto);
     }
@@ -391,7 +407,7 @@ fn answer(
             hygiene?;
             read(incoming, &limits, gateway.room()).await
         });
-        let mut response = gateway.handle(caller, &mut head, body).await;
+        let mut response = gateway.answer(grace, caller, &mut head, body).await;
         if is_tunnel {
             // Whatever `listen.status_codes`: any 2xx would open the tunnel (RFC 9110, 9.3.6).
             *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
@@ -428,13 +444,20 @@ async fn read(mut body: Incoming, limits: &Limits, room: &Room) -> Body {
         }
         Ok(whole.whole())
     };
-    within(limits.body_timeout, whole).await.unwrap_or_else(|| {
-        let info = format!(
-            "the body was not here within listen.body_timeout, {}",
-            humantime::format_duration(limits.body_timeout)
-        );
-        Err(Refusal::invalid(error::BAD_REQUEST, info).at(Bound::BodyTime))
-    })
+    let mut whole = pin!(whole);
+    // Most are here with their heads, and need no timer.
+    if let Some(body) = poll_immediate(whole.as_mut()).await {
+        return body;
+    }
+    Box::pin(within(limits.body_timeout, whole))
+        .await
+        .unwrap_or_else(|| {
+            let info = format!(
+                "the body was not here within listen.body_timeout, {}",
+                humantime::format_duration(limits.body_timeout)
+            );
+            Err(Refusal::invalid(error::BAD_REQUEST, info).at(Bound::BodyTime))
+        })
 }
 
 async fn too_large(limits: &Limits, mut rest: Incoming) -> Refusal {

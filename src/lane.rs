@@ -198,10 +198,6 @@ impl Lanes {
         pairs: u32,
     ) -> Result<Submitted<'_>, Refusal> {
         let class = key.class;
-        let place = self
-            .room
-            .enter(Some(class), call.body.len())
-            .map_err(|full| admission::no_room(class.refusal(), full))?;
         let mut shard = self.by_key.lock(&key);
         let lane = shard.get(&key).cloned();
         let is_new = lane.is_none();
@@ -209,9 +205,11 @@ impl Lanes {
         if is_new && let Some(permit) = self.permit_at_once(&lane, &call, pairs) {
             shard.insert(lane.key.clone(), lane.clone());
             drop(shard);
-            let alone = self.send_alone(lane, call, permit, place);
+            let alone = self.send_alone(lane, call, permit);
             return Ok(Submitted::Alone(alone));
         }
+        let place = self.room.enter(Some(class), call.body.len());
+        let place = place.map_err(|full| admission::no_room(class.refusal(), full))?;
         let mut state = lane.lock();
         let max_calls = self.settings.get().queue.max_calls_per_key;
         if let Some(full) = state.queue.full(&call.caller, max_calls) {

@@ -255,7 +255,7 @@ impl Metrics {
         own.upstream_seconds.observe(took.as_secs_f64());
         let code = match outcome {
             Ok(reply) => match (command, reply.code) {
-                (Some(_), Some(0)) if reply.status == http::StatusCode::OK => {
+                (Some(_), Some(0)) | (None, _) if reply.status == http::StatusCode::OK => {
                     own.ok.inc();
                     return;
                 }
@@ -538,8 +538,11 @@ impl Metrics {
     }
 
     fn of(&self, command: &str) -> &CommandMetrics {
-        let own = self.every().find(|own| std::ptr::eq(own.name, command));
-        own.or(self.every().find(|own| own.name == command))
+        // Behind all others, and the label of most calls, if there are few of the catalogue.
+        let other = self.commands.last().filter(|_| command == OTHER);
+        other
+            .or_else(|| self.every().find(|own| std::ptr::eq(own.name, command)))
+            .or_else(|| self.every().find(|own| own.name == command))
             .or(self.commands.last())
             .expect("`resolve` fills in every command and `other`")
     }

@@ -3,11 +3,20 @@
 //! The first SIGTERM or SIGINT begins it; `shutdown.grace` ends the serving; a second signal ends
 //! the process at once.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{Notify, watch},
+    sync::Notify,
 };
 
 use crate::workers::EachWorker;
@@ -25,60 +34,82 @@ pub enum Phase {
     Expired,
 }
 
+const PHASES: [Phase; 4] = [
+    Phase::Starting,
+    Phase::Ready,
+    Phase::Draining,
+    Phase::Expired,
+];
+
 /// The phase, seen and awaited by everyone.
 #[derive(Clone, Debug)]
 pub struct Lifecycle(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    phase: watch::Sender<Phase>,
+    /// One of [`Phase`].
+    phase: AtomicU8,
     /// Every call waits for the end of the grace: each worker's have a list of their own.
-    expired: EachWorker<Notify>,
+    changed: EachWorker<Notify>,
 }
 
 impl Lifecycle {
     /// Starting.
     pub fn new() -> Lifecycle {
         Lifecycle(Arc::new(Shared {
-            phase: watch::Sender::new(Phase::Starting),
-            expired: EachWorker::default(),
+            phase: AtomicU8::new(Phase::Starting as u8),
+            changed: EachWorker::default(),
         }))
     }
 
     /// The phase now.
     pub fn phase(&self) -> Phase {
-        *self.0.phase.borrow()
+        let phase = self.0.phase.load(Ordering::SeqCst);
+        PHASES[usize::from(phase)]
     }
 
     /// Goes on to `phase`; never back.
     pub fn advance(&self, phase: Phase) {
-        self.0.phase.send_if_modified(|now| {
-            let later = phase > *now;
-            if later {
-                *now = phase;
-            }
-            later
-        });
-        if phase == Phase::Expired {
-            self.0.expired.each().for_each(Notify::notify_waiters);
+        if self.0.phase.fetch_max(phase as u8, Ordering::SeqCst) < phase as u8 {
+            self.0.changed.each().for_each(Notify::notify_waiters);
         }
     }
 
-    /// Waits until the grace is over, as [`reached`](Self::reached) would at five times the cost.
-    pub async fn expired(&self) {
-        let mut expired = pin!(self.0.expired.get().notified());
-        // Registered before the look at the phase, so that no change falls between.
-        expired.as_mut().enable();
-        if self.phase() < Phase::Expired {
-            expired.await;
-        }
-    }
-
-    /// Waits until `phase` has come.
+    /// Waits until `phase` has come. Each call does so, and is polled for other reasons: all but the
+    /// first look cost next to nothing.
     pub async fn reached(&self, phase: Phase) {
-        let mut phases = self.0.phase.subscribe();
-        // The sender lives as long as `self` does, so this ends only with the phase.
-        let _ = phases.wait_for(|now| *now >= phase).await;
+        while !self.changes(phase).await {}
+    }
+
+    /// Ready when `phase` has come, for those who are polled then anyhow: it wakes nobody.
+    pub async fn is_seen(&self, phase: Phase) {
+        poll_fn(|_| {
+            if self.phase() >= phase {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+
+    /// Waits until the phase is another; says whether it has come to `awaited`.
+    async fn changes(&self, awaited: Phase) -> bool {
+        let mut change = pin!(self.0.changed.get().notified());
+        let mut registered = None;
+        poll_fn(|cx| {
+            let phase = self.phase();
+            if phase >= awaited {
+                return Poll::Ready(true);
+            }
+            // While somebody is registered his waker is kept there, and no other has its address.
+            let look = Some((cx.waker().data().addr(), phase));
+            if std::mem::replace(&mut registered, look) == look {
+                return Poll::Pending;
+            }
+            change.as_mut().poll(cx).map(|()| false)
+        })
+        .await
     }
 }
 

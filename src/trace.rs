@@ -220,7 +220,7 @@ impl Span {
         let span = recorded
             .tracer
             .build_with_context(builder, &recorded.context);
-        Attempt(Some((recorded.clone(), span)))
+        Attempt(Some(Box::new((recorded.clone(), span))))
     }
 
     /// The call was sent with others and has to wait again, to be sent alone.
@@ -300,12 +300,13 @@ impl Recorded {
 }
 
 /// One exchange with the upstream.
-pub struct Attempt(Option<(Arc<Recorded>, opentelemetry_sdk::trace::Span)>);
+pub struct Attempt(Option<Box<(Arc<Recorded>, opentelemetry_sdk::trace::Span)>>);
 
 impl Attempt {
     /// Names this attempt as the parent of whatever the upstream records.
     pub fn inject(&self, headers: &mut HeaderMap) {
-        let Some((_, span)) = &self.0 else { return };
+        let Some(recorded) = &self.0 else { return };
+        let (_, span) = &**recorded;
         let context = Context::new().with_remote_span_context(span.span_context().clone());
         TraceContextPropagator::new().inject_context(&context, &mut HeaderInjector(headers));
         // The propagator writes an empty one too, which says nothing.
@@ -316,9 +317,10 @@ impl Attempt {
 
     /// It brought this now.
     pub fn end(self, result: &Result<Reply, Failure>) {
-        let Some((parent, mut span)) = self.0 else {
+        let Some(recorded) = self.0 else {
             return;
         };
+        let (parent, mut span) = *recorded;
         let now = clock::now();
         say_result(&mut span, result);
         span.end_with_timestamp(parent.anchor.wall(now));

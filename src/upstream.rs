@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The meter sits below the retry, so that no attempt leaves without a permit; the first attempt
-//! brings the permit that its lane took before merging.
+//! brings the permit that its lane took before merging. Most first attempts bring the answer: those
+//! calls never meet the retry, which takes up what the others brought.
 
 pub mod breaker;
 pub mod client;
@@ -17,6 +18,7 @@ pub mod sign;
 pub mod trip;
 
 use std::{
+    future::ready,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -26,13 +28,13 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tower::{
-    Service, ServiceBuilder,
-    retry::{Retry, RetryLayer},
+    Service, ServiceExt as _,
+    retry::{Retry, budget::Budget as _},
 };
 
 use crate::{
     call::{Credentials, Head, Reply},
-    catalogue::{Command, OTHER},
+    catalogue::{Command, OTHER, Repeat},
     config::{self, InForce},
     error::Refusal,
     metrics::Metrics,
@@ -42,10 +44,10 @@ use crate::{
 };
 use breaker::Breaker;
 use meter::Meter;
-use retry::{Repeats, SharedRandom};
+use retry::{Repeats, SharedRandom, Verdict};
 use trip::Trip;
 
-/// A call on its way to the upstream, with everything that its attempts need.
+/// A call on its way to the upstream, with everything that its attempts need: they share it.
 #[derive(Debug)]
 pub struct Outbound {
     /// Its entry in the catalogue; none for a call that passes through.
@@ -58,31 +60,22 @@ pub struct Outbound {
     pub body: Bytes,
     /// The windows that count each attempt.
     pub scopes: Scopes,
-    /// The permit of the first attempt, if it was taken before.
-    pub permit: Option<Permit>,
+    /// The permit of the first attempt, if it was taken before: a repeat takes one of its own.
+    pub permit: Mutex<Option<Permit>>,
     /// What is known of the journey so far, and who waits for its end.
     pub trip: Arc<Trip>,
-}
-
-/// A repeat must take a permit of its own.
-impl Clone for Outbound {
-    fn clone(&self) -> Outbound {
-        Outbound {
-            command: self.command,
-            credentials: self.credentials.clone(),
-            head: self.head.clone(),
-            body: self.body.clone(),
-            scopes: self.scopes.clone(),
-            permit: None,
-            trip: self.trip.clone(),
-        }
-    }
 }
 
 impl Outbound {
     /// The `command` label of the metrics.
     pub fn label(&self) -> &'static str {
         self.command.map_or(OTHER, |command| command.name)
+    }
+
+    /// Whether it may be sent again only if it was not sent.
+    pub fn is_repeated_only_unsent(&self) -> bool {
+        self.command
+            .is_none_or(|command| command.repeat == Repeat::OnlyUnsent)
     }
 }
 
@@ -120,35 +113,17 @@ impl Failure {
     }
 }
 
-/// The stack that sends one call, with its repeats.
-pub type Stack = Retry<Repeats, Meter<Attempts>>;
-
 /// A future whose type is not named.
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Makes attempts, however that is done: hyper's in service, stand-ins in tests.
-#[derive(Clone)]
-pub struct Attempts(Arc<dyn Fn(Outbound) -> BoxFuture<Result<Reply, Failure>> + Send + Sync>);
-
-impl Service<Outbound> for Attempts {
-    type Response = Reply;
-    type Error = Failure;
-    type Future = BoxFuture<Result<Reply, Failure>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, outbound: Outbound) -> Self::Future {
-        (self.0)(outbound)
-    }
-}
+type Attempts = dyn Fn(Arc<Outbound>) -> BoxFuture<Result<Reply, Failure>> + Send + Sync;
 
 /// The upstream as the rest of the gateway sees it.
 #[derive(Clone)]
 pub struct Upstream {
-    /// Sends a call.
-    pub stack: Stack,
+    meter: Meter,
+    repeats: Repeats,
     /// Whether there is anyone to send to.
     pub breaker: Arc<Breaker>,
     budget: Arc<retry::SharedBudget>,
@@ -166,7 +141,7 @@ impl Upstream {
     /// The stack over what makes one attempt, top to bottom.
     pub fn new<A>(
         settings: &InForce,
-        attempt: impl Fn(Outbound) -> A + Send + Sync + 'static,
+        attempt: impl Fn(Arc<Outbound>) -> A + Send + Sync + 'static,
         metrics: &Arc<Metrics>,
     ) -> Upstream
     where
@@ -182,31 +157,25 @@ impl Upstream {
         let floor = Arc::new(Mutex::new(RttFloor::default()));
         let budget = Arc::new(ArcSwap::new(retry::budget(&config.retry)));
         let random = Arc::<SharedRandom>::default();
-        let repeat = Repeats::new(
+        let repeats = Repeats::new(
             settings.clone(),
             budget.clone(),
             service_time.clone(),
             metrics.clone(),
             random.clone(),
         );
-        let stack = ServiceBuilder::new()
-            .layer(RetryLayer::new(repeat))
-            .layer(tower::layer::layer_fn(|inner| {
-                Meter::new(
-                    inner,
-                    breaker.clone(),
-                    refused.clone(),
-                    service_time.clone(),
-                    floor.clone(),
-                    metrics.clone(),
-                    config.log.ids,
-                )
-            }))
-            .service(Attempts(Arc::new(move |outbound| {
-                Box::pin(attempt(outbound))
-            })));
+        let meter = Meter::new(
+            Box::new(move |outbound| Box::pin(attempt(outbound))),
+            breaker.clone(),
+            refused.clone(),
+            service_time.clone(),
+            floor.clone(),
+            metrics.clone(),
+            config.log.ids,
+        );
         Upstream {
-            stack,
+            meter,
+            repeats,
             breaker,
             budget,
             random,
@@ -216,11 +185,51 @@ impl Upstream {
         }
     }
 
+    /// Sends a call, and sends it again while that is worth it.
+    pub async fn send(&self, outbound: Arc<Outbound>) -> Result<Reply, Failure> {
+        self.budget.load().deposit();
+        let first = self.meter.attempt(&outbound).await;
+        if retry::classify(outbound.command, &first) == Verdict::Final {
+            return first;
+        }
+        // Few calls come here, and tower's futures would be moved with each.
+        let begun = Begun {
+            first: Some(first),
+            meter: self.meter.clone(),
+        };
+        Box::pin(Retry::new(self.repeats.clone(), begun).oneshot(outbound)).await
+    }
+
     /// From now on these settings hold. A budget that has changed begins anew.
     pub fn follow(&self, old: &config::Retry, new: &config::Retry) {
         self.breaker.set_waits(new.first_backoff, new.max_backoff);
         if old.budget.to_bits() != new.budget.to_bits() {
             self.budget.store(retry::budget(new));
         }
+    }
+}
+
+/// What is repeated: a call whose first attempt has been made.
+#[derive(Clone)]
+struct Begun {
+    first: Option<Result<Reply, Failure>>,
+    meter: Meter,
+}
+
+impl Service<Arc<Outbound>> for Begun {
+    type Response = Reply;
+    type Error = Failure;
+    type Future = BoxFuture<Result<Reply, Failure>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, outbound: Arc<Outbound>) -> Self::Future {
+        if let Some(first) = self.first.take() {
+            return Box::pin(ready(first));
+        }
+        let meter = self.meter.clone();
+        Box::pin(async move { meter.attempt(&outbound).await })
     }
 }

@@ -298,7 +298,7 @@ mod tests {
         let head = Head {
             method,
             target: format!("{}?{query}", command.path).parse().unwrap(),
-            headers: HeaderMap::new(),
+            headers: HeaderMap::new().into(),
         };
         let now = clock::now();
         let terms = Terms {

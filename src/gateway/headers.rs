@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use bytes::BytesMut;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::{
     config::Config,
     error::{self, Refusal},
+    upstream::client::{is_hop_by_hop, is_length},
 };
 
 static TIMEOUT: HeaderName = HeaderName::from_static("x-chat-gateway-timeout");
@@ -24,8 +24,50 @@ pub(super) struct Wishes {
     pub(super) merge: bool,
 }
 
-impl Wishes {
-    pub(super) fn of(headers: &HeaderMap, settings: &Config) -> Result<Wishes, Refusal> {
+/// What the headers of a request say to the gateway. Each is looked at once: most of what could be
+/// there is not, and a look-up costs as much as a pass.
+#[derive(Default)]
+pub(super) struct Said<'a> {
+    timeout: Option<&'a HeaderValue>,
+    merge: Option<&'a HeaderValue>,
+    length: Option<&'a HeaderValue>,
+    lengths: u32,
+    /// There is a body, though it may be empty.
+    pub(super) has_body: bool,
+    /// Something of it belongs to the connection.
+    pub(super) is_hop_by_hop: bool,
+    /// `Expect` is there.
+    pub(super) expects: bool,
+}
+
+impl<'a> Said<'a> {
+    pub(super) fn by(headers: &'a HeaderMap) -> Said<'a> {
+        let mut said = Said::default();
+        for (name, value) in headers {
+            if *name == header::CONTENT_LENGTH {
+                said.length = Some(value);
+                said.lengths += 1;
+                said.has_body = true;
+            } else if is_hop_by_hop(name) {
+                said.is_hop_by_hop = true;
+                said.has_body |= *name == header::TRANSFER_ENCODING;
+            } else if *name == header::EXPECT {
+                said.expects = true;
+            } else if *name == TIMEOUT {
+                said.timeout.get_or_insert(value);
+            } else if *name == MERGE {
+                said.merge.get_or_insert(value);
+            }
+        }
+        said
+    }
+
+    /// Whether it says that the body is of so many bytes, once, and as anyone would.
+    pub(super) fn says_length(&self, bytes: usize) -> bool {
+        self.lengths == 1 && self.length.is_some_and(|length| is_length(length, bytes))
+    }
+
+    pub(super) fn wishes(&self, settings: &Config) -> Result<Wishes, Refusal> {
         let max_deadline = settings.queue.deadline;
         let wrong = |name, what: &str| {
             Refusal::invalid(
@@ -33,7 +75,7 @@ impl Wishes {
                 format!("the header {name} is not {what}"),
             )
         };
-        let deadline = match headers.get(&TIMEOUT) {
+        let deadline = match self.timeout {
             None => max_deadline,
             Some(value) => value
                 .to_str()
@@ -42,7 +84,7 @@ impl Wishes {
                 .ok_or_else(|| wrong("x-chat-gateway-timeout", "a duration such as 750ms or 5s"))?
                 .min(max_deadline),
         };
-        let merge = match headers.get(&MERGE).map(HeaderValue::as_bytes) {
+        let merge = match self.merge.map(HeaderValue::as_bytes) {
             None | Some(b"on") => settings.merge.enabled,
             Some(b"off") => false,
             Some(_) => return Err(wrong("x-chat-gateway-merge", "off or on")),
@@ -54,18 +96,21 @@ impl Wishes {
 /// `wait;dur=12.3, upstream;dur=45.6`, in milliseconds (W3C Server Timing).
 pub(super) fn server_timing(wait: Duration, upstream: Duration) -> HeaderValue {
     // The formatting of the standard library costs ten times as much, and this is for each call.
-    let mut text = BytesMut::with_capacity(64);
+    let mut text = [0; 2 * (", upstream;dur=".len() + 22)];
+    let mut end = 0;
+    let mut write = |piece: &[u8]| {
+        text[end..][..piece.len()].copy_from_slice(piece);
+        end += piece.len();
+    };
     let mut digits = itoa::Buffer::new();
     for (name, time) in [("wait;dur=", wait), (", upstream;dur=", upstream)] {
         let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         let tenths = micros.saturating_add(50) / 100;
-        text.extend_from_slice(name.as_bytes());
-        text.extend_from_slice(digits.format(tenths / 10).as_bytes());
-        text.extend_from_slice(b".");
-        text.extend_from_slice(digits.format(tenths % 10).as_bytes());
+        write(name.as_bytes());
+        write(digits.format(tenths / 10).as_bytes());
+        write(&[b'.', b"0123456789"[(tenths % 10) as usize]]);
     }
-    HeaderValue::from_maybe_shared(text.freeze())
-        .expect("digits and letters are a legal header value")
+    HeaderValue::from_bytes(&text[..end]).expect("digits and letters are a legal header value")
 }
 
 /// A count that is seldom anything but 1.

@@ -1,7 +1,7 @@
 //! What a head must not say, whatever the command: two programs that read it could read two
 //! requests. Refused is better than repaired.
 
-use http::{HeaderMap, Method, Version, header, request::Parts, uri::Authority};
+use http::{HeaderMap, HeaderValue, Method, Version, header, request::Parts, uri::Authority};
 
 use crate::{
     bound::Bound,
@@ -25,45 +25,66 @@ pub(super) fn check(head: &Parts, limits: HeadLimits) -> Result<(), Refusal> {
             limits.headers,
         ));
     }
-    let bytes = bytes(head);
+    let said = Said::by(&head.headers);
+    let bytes = line_bytes(head) + said.bytes;
     if bytes > limits.bytes {
         return Err(too_large(Bound::HeaderBytes, bytes, "bytes", limits.bytes));
     }
     if head.method == Method::CONNECT {
         return Err(invalid("CONNECT asks for a tunnel, the gateway makes none"));
     }
-    check_host(head)?;
-    check_transfer_encoding(&head.headers)
+    check_host(head, said.host, said.hosts)?;
+    check_transfer_encoding(said.coding, said.codings)
 }
 
-/// The bytes of a head as HTTP/1.1 writes it.
-fn bytes(head: &Parts) -> usize {
-    let line = head.method.as_str().len()
-        + head
-            .uri
-            .path_and_query()
-            .map_or(0, |text| text.as_str().len())
-        + "  HTTP/1.1\r\n\r\n".len();
-    let header = |(name, value): (&header::HeaderName, &header::HeaderValue)| {
-        name.as_str().len() + value.len() + ": \r\n".len()
-    };
-    line + head.headers.iter().map(header).sum::<usize>()
+/// What headers say, of one look at each.
+#[derive(Default)]
+struct Said<'a> {
+    bytes: usize,
+    host: Option<&'a HeaderValue>,
+    hosts: usize,
+    coding: Option<&'a HeaderValue>,
+    codings: usize,
+}
+
+impl<'a> Said<'a> {
+    fn by(headers: &'a HeaderMap) -> Said<'a> {
+        let mut said = Said::default();
+        for (name, value) in headers {
+            said.bytes += name.as_str().len() + value.len() + ": \r\n".len();
+            if *name == header::HOST {
+                said.host = Some(value);
+                said.hosts += 1;
+            } else if *name == header::TRANSFER_ENCODING {
+                said.coding = Some(value);
+                said.codings += 1;
+            }
+        }
+        said
+    }
+}
+
+/// The bytes of a request line as HTTP/1.1 writes it, and of the empty line at the end.
+fn line_bytes(head: &Parts) -> usize {
+    let target = head.uri.path_and_query();
+    head.method.as_str().len()
+        + target.map_or(0, |text| text.as_str().len())
+        + "  HTTP/1.1\r\n\r\n".len()
 }
 
 /// Exactly one in HTTP/1.1 (RFC 9112, 3.2), none that names a user (RFC 9110, 4.2.4).
-fn check_host(head: &Parts) -> Result<(), Refusal> {
+fn check_host(head: &Parts, host: Option<&HeaderValue>, hosts: usize) -> Result<(), Refusal> {
     let names_a_user = |authority: &Authority| authority.as_str().contains('@');
     if head.uri.authority().is_some_and(names_a_user) {
         return Err(invalid("the request target names a user"));
     }
-    let mut hosts = head.headers.get_all(header::HOST).iter();
-    let host = match (hosts.next(), hosts.next()) {
-        (None, _) if head.version == Version::HTTP_11 => {
+    let host = match host {
+        None if head.version == Version::HTTP_11 => {
             return Err(invalid("the request has no Host header"));
         }
-        (None, _) => return Ok(()),
-        (Some(_), Some(_)) => return Err(invalid("the request has more than one Host header")),
-        (Some(host), None) => host.as_bytes(),
+        None => return Ok(()),
+        Some(_) if hosts > 1 => return Err(invalid("the request has more than one Host header")),
+        Some(host) => host.as_bytes(),
     };
     let is_plain = |host| Authority::try_from(host).is_ok_and(|host| !names_a_user(&host));
     if host.is_empty() || is_plain(host) {
@@ -75,12 +96,11 @@ fn check_host(head: &Parts) -> Result<(), Refusal> {
 }
 
 /// Only `chunked`, once: what else there may be stays on the body, but its name would be lost.
-fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), Refusal> {
-    let mut values = headers.get_all(header::TRANSFER_ENCODING).iter();
-    match (values.next(), values.next()) {
-        (None, _) => Ok(()),
-        (Some(value), None) if value.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
-        _ => Err(invalid(
+fn check_transfer_encoding(coding: Option<&HeaderValue>, codings: usize) -> Result<(), Refusal> {
+    match coding {
+        None => Ok(()),
+        Some(value) if codings == 1 && value.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        Some(_) => Err(invalid(
             "the request has a Transfer-Encoding other than chunked",
         )),
     }

@@ -9,10 +9,10 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll, Wake, Waker},
+    task::{Context, Poll},
 };
 
-use futures_util::task::AtomicWaker;
+use futures_util::task::{ArcWake, AtomicWaker, waker_ref};
 use pin_project_lite::pin_project;
 
 /// Wakes the task of a call, and remembers that the call is to be polled.
@@ -28,7 +28,6 @@ pin_project! {
         #[pin]
         call: F,
         bell: Arc<Bell>,
-        waker: Waker,
     }
 }
 
@@ -36,11 +35,7 @@ impl<F> Woken<F> {
     /// `call`, the only one that has this bell now.
     pub(super) fn new(call: F, bell: Arc<Bell>) -> Woken<F> {
         bell.has_rung.store(true, Ordering::Relaxed);
-        Woken {
-            call,
-            waker: bell.clone().into(),
-            bell,
-        }
+        Woken { call, bell }
     }
 }
 
@@ -54,16 +49,20 @@ impl<F: Future> Future for Woken<F> {
         if !this.bell.has_rung.swap(false, Ordering::AcqRel) {
             return Poll::Pending;
         }
-        this.call.poll(&mut Context::from_waker(this.waker))
+        this.call
+            .poll(&mut Context::from_waker(&waker_ref(this.bell)))
     }
 }
 
-impl Wake for Bell {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
+impl ArcWake for Bell {
+    fn wake_by_ref(bell: &Arc<Bell>) {
+        bell.ring();
     }
+}
 
-    fn wake_by_ref(self: &Arc<Self>) {
+impl Bell {
+    /// The call is to be polled.
+    pub(super) fn ring(&self) {
         self.has_rung.store(true, Ordering::Release);
         self.task.wake();
     }
@@ -71,7 +70,12 @@ impl Wake for Bell {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, pin::pin, sync::atomic::AtomicU32};
+    use std::{
+        future::poll_fn,
+        pin::pin,
+        sync::atomic::AtomicU32,
+        task::{Wake, Waker},
+    };
 
     use futures_util::task::noop_waker_ref;
     use parking_lot::Mutex;

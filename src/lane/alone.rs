@@ -3,17 +3,14 @@
 
 use std::sync::Arc;
 
-use tower::ServiceExt as _;
-
 use super::{Lane, Lanes, worker};
 use crate::{
     call::Call,
     catalogue::Action,
-    lane::room::Place,
     log::ids,
     quota::permit::Permit,
     reads::Running,
-    sync,
+    sync::{self, Mutex},
     upstream::{
         Failure, Outbound,
         trip::{Answer, Trip},
@@ -35,23 +32,22 @@ impl Lanes {
         lane: Arc<Lane>,
         call: Call,
         permit: Permit,
-        place: Place,
     ) -> Alone {
-        let trip = Trip::for_one(call.deadline, place, call.span);
+        let trip = Trip::for_one(call.deadline, call.span);
         let trip = Arc::new(trip.about(call.target));
         lane.state.lock().under_way = Some(trip.clone());
         let command = call.command;
         self.metrics.batch(command.name, 1);
-        let outbound = Outbound {
+        let outbound = Arc::new(Outbound {
             command: Some(command),
             // Those of a call under a rule are not looked at.
             credentials: (!matches!(command.action, Action::Ruled(_))).then_some(call.credentials),
             head: call.head,
             body: call.body,
             scopes: permit.scopes().clone(),
-            permit: Some(permit),
+            permit: Mutex::new(Some(permit)),
             trip: trip.clone(),
-        };
+        });
         let running = send(self.clone(), lane, outbound);
         Alone {
             running: Box::pin(running),
@@ -76,11 +72,11 @@ impl Lanes {
     }
 }
 
-async fn send(lanes: Arc<Lanes>, lane: Arc<Lane>, outbound: Outbound) -> Answer {
+async fn send(lanes: Arc<Lanes>, lane: Arc<Lane>, outbound: Arc<Outbound>) -> Answer {
     let leaving = Leaving { lanes, lane };
     let (lanes, lane) = (&leaving.lanes, &leaving.lane);
     let (trip, label) = (outbound.trip.clone(), outbound.label());
-    let result = lanes.upstream.stack.clone().oneshot(outbound).await;
+    let result = lanes.upstream.send(outbound).await;
     if let Err(failure) = &result {
         lanes.lament(lane, label, &trip, failure);
     }

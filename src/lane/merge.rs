@@ -399,12 +399,7 @@ fn divide_pairs(members: &[&Call], reply: &Reply) -> Vec<Fate> {
                 answered.only(&sent)
             });
             // A pair without a result of its own: its caller is answered by a call of his own.
-            own.map_or(Fate::Again, |body| {
-                Fate::Reply(Reply {
-                    body,
-                    ..reply.clone()
-                })
-            })
+            own.map_or(Fate::Again, |body| Fate::Reply(reply.with_body(body)))
         })
         .collect()
 }

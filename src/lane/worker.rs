@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, header};
-use tower::ServiceExt as _;
 
 use super::{
     Lane, Lanes, Ticket,
@@ -16,6 +15,7 @@ use crate::{
     catalogue::Action,
     clock,
     quota::{permit::Permit, scopes::Scopes},
+    sync::Mutex,
     trace::Span,
     upstream::{
         Outbound, meter,
@@ -80,7 +80,7 @@ fn next(lanes: &Lanes, lane: &Lane) -> Option<Scopes> {
 
 /// Takes what may travel as one, now that there is a permit for it. `None` if there is nothing any
 /// more that this permit allows.
-fn depart(lanes: &Lanes, lane: &Lane, mut permit: Permit) -> Option<Outbound> {
+fn depart(lanes: &Lanes, lane: &Lane, mut permit: Permit) -> Option<Arc<Outbound>> {
     let mut state = lane.lock();
     // Whoever is first now may be counted in another window than the one that was waited for.
     let front = state.queue.front();
@@ -126,22 +126,22 @@ fn depart(lanes: &Lanes, lane: &Lane, mut permit: Permit) -> Option<Outbound> {
     state.under_way = Some(trip.clone());
     drop(state);
     lanes.metrics.batch(command.name, trip.batch());
-    Some(Outbound {
+    Some(Arc::new(Outbound {
         command: Some(command),
         credentials,
         head,
         body,
         scopes,
-        permit: Some(permit),
+        permit: Mutex::new(Some(permit)),
         trip,
-    })
+    }))
 }
 
 /// Sends a batch and hands out what came back.
-async fn arrive(lanes: &Lanes, lane: &Lane, outbound: Outbound) {
+async fn arrive(lanes: &Lanes, lane: &Lane, outbound: Arc<Outbound>) {
     let trip = outbound.trip.clone();
     let sent = outbound.command.expect("a lane sends known commands only");
-    let result = lanes.upstream.stack.clone().oneshot(outbound).await;
+    let result = lanes.upstream.send(outbound).await;
     let seats = trip.take_seats();
     let facts = trip.facts();
     let fates = match &result {
@@ -215,7 +215,7 @@ fn request(batch: &Batch<Ticket>) -> (Arc<Head>, Bytes) {
         Arc::new(Head {
             method: Method::POST,
             target,
-            headers,
+            headers: headers.into(),
         }),
         fold.body(),
     )

@@ -182,7 +182,7 @@ async fn attempt(
     journal: Arc<parking_lot::Mutex<Journal>>,
     mood: Mood,
     limits: [u32; 3],
-    outbound: Outbound,
+    outbound: Arc<Outbound>,
 ) -> Result<Reply, Failure> {
     let limits = limits.map(|limit| limit as usize);
     let fate = if mood == Mood::Any { below(10) } else { 9 };
@@ -263,7 +263,7 @@ fn call(command: &'static Command, group: u32, name: &str, deadline: Instant) ->
     let head = Head {
         method: Method::POST,
         target: format!("{}?{QUERY}", command.path).parse().expect("legal"),
-        headers: HeaderMap::new(),
+        headers: HeaderMap::new().into(),
     };
     let terms = Terms {
         caller: Caller::Local,

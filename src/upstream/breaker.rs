@@ -4,7 +4,13 @@
 //! Only failures to connect count. An upstream that answers, however badly, is there; and one that
 //! hangs holds its callers by its timeout and its slots already.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use crate::{
     clock::{self, Instant},
@@ -18,6 +24,8 @@ const FAILURES_TO_OPEN: u32 = 5;
 #[derive(Debug)]
 pub struct Breaker {
     state: Mutex<State>,
+    /// Whether `state` is closed and counts no failure: then a look at it is saved.
+    is_well: AtomicBool,
     changed: Notify,
 }
 
@@ -48,8 +56,8 @@ enum Decision {
 #[derive(Debug)]
 #[must_use = "tell it whether the upstream was reached"]
 pub struct Leave {
-    breaker: Arc<Breaker>,
-    probing: bool,
+    /// Of a probe, which it was given by.
+    probing: Option<Arc<Breaker>>,
 }
 
 impl Breaker {
@@ -63,6 +71,7 @@ impl Breaker {
                 max_wait,
                 phase,
             }),
+            is_well: AtomicBool::new(true),
             changed: Notify::new(),
         }
     }
@@ -102,21 +111,25 @@ impl Breaker {
 
     /// The upstream is there, as far as is known.
     pub fn is_closed(&self) -> bool {
-        matches!(self.state.lock().phase, Phase::Closed { .. })
+        self.is_well() || matches!(self.state.lock().phase, Phase::Closed { .. })
+    }
+
+    fn is_well(&self) -> bool {
+        self.is_well.load(Ordering::Acquire)
     }
 
     /// Leave to make one attempt now. `None` if another one is probing already.
     pub fn try_leave(self: &Arc<Self>) -> Option<Leave> {
+        if self.is_well() {
+            return Some(Leave { probing: None });
+        }
         let mut state = self.state.lock();
-        let leave = |probing| Leave {
-            breaker: self.clone(),
-            probing,
-        };
         match state.decide(clock::now) {
-            Decision::Send => Some(leave(false)),
+            Decision::Send => Some(Leave { probing: None }),
             Decision::Probe => {
                 state.probe();
-                Some(leave(true))
+                let probing = Some(self.clone());
+                Some(Leave { probing })
             }
             Decision::WaitUntil(_) | Decision::WaitForProbe => None,
         }
@@ -124,11 +137,46 @@ impl Breaker {
 
     /// When the upstream is tried next, while it counts as unreachable.
     pub fn next_probe(&self, now: Instant) -> Option<Instant> {
+        if self.is_well() {
+            return None;
+        }
         match self.state.lock().phase {
             Phase::Closed { .. } => None,
             Phase::Open { probe_at, .. } => Some(probe_at.max(now)),
             Phase::Probing { .. } => Some(now),
         }
+    }
+
+    /// A reply, or at least a connection, came back to an attempt that left by `leave`.
+    pub fn reached(&self, mut leave: Leave) {
+        leave.probing = None;
+        if self.is_well() {
+            return;
+        }
+        let mut state = self.state.lock();
+        let closed = state.reached();
+        self.is_well.store(true, Ordering::Release);
+        drop(state);
+        if closed {
+            tracing::info!("the upstream can be reached again");
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// There was no connection.
+    pub fn unreachable(&self, mut leave: Leave, cause: &str) {
+        leave.probing = None;
+        let mut state = self.state.lock();
+        let opened = state.unreachable(clock::now());
+        self.is_well.store(false, Ordering::Release);
+        drop(state);
+        if opened {
+            tracing::warn!(
+                cause,
+                "the upstream cannot be reached; calls wait while it is probed"
+            );
+        }
+        self.changed.notify_waiters();
     }
 
     /// For the status page: `closed`, `open` or `probing`.
@@ -141,36 +189,11 @@ impl Breaker {
     }
 }
 
-impl Leave {
-    /// A reply, or at least a connection, came back.
-    pub fn reached(mut self) {
-        self.probing = false;
-        let closed = self.breaker.state.lock().reached();
-        if closed {
-            tracing::info!("the upstream can be reached again");
-            self.breaker.changed.notify_waiters();
-        }
-    }
-
-    /// There was no connection.
-    pub fn unreachable(mut self, cause: &str) {
-        self.probing = false;
-        let opened = self.breaker.state.lock().unreachable(clock::now());
-        if opened {
-            tracing::warn!(
-                cause,
-                "the upstream cannot be reached; calls wait while it is probed"
-            );
-        }
-        self.breaker.changed.notify_waiters();
-    }
-}
-
 impl Drop for Leave {
     fn drop(&mut self) {
-        if self.probing {
-            self.breaker.state.lock().gave_up(clock::now());
-            self.breaker.changed.notify_waiters();
+        if let Some(breaker) = self.probing.take() {
+            breaker.state.lock().gave_up(clock::now());
+            breaker.changed.notify_waiters();
         }
     }
 }
@@ -307,7 +330,8 @@ mod tests {
     async fn opened() -> Arc<Breaker> {
         let breaker = Arc::new(Breaker::new(100 * MS, 1_000 * MS));
         for _ in 0..FAILURES_TO_OPEN {
-            leave(&breaker).await.unreachable("refused");
+            let leave = leave(&breaker).await;
+            breaker.unreachable(leave, "refused");
         }
         assert_eq!(breaker.name(), "open");
         breaker
@@ -317,10 +341,10 @@ mod tests {
     async fn a_probe_that_is_given_up_should_let_the_next_one_try() {
         let breaker = opened().await;
         let probe = leave(&breaker).await;
-        assert!(probe.probing);
+        assert!(probe.probing.is_some());
         let next = tokio::spawn({
             let breaker = breaker.clone();
-            async move { leave(&breaker).await.probing }
+            async move { leave(&breaker).await.probing.is_some() }
         });
         clock::sleep(MS).await;
         assert!(!next.is_finished(), "one at a time");
@@ -334,7 +358,10 @@ mod tests {
         let waiting: Vec<_> = (0..10)
             .map(|_| {
                 let breaker = breaker.clone();
-                tokio::spawn(async move { leave(&breaker).await.reached() })
+                tokio::spawn(async move {
+                    let leave = leave(&breaker).await;
+                    breaker.reached(leave);
+                })
             })
             .collect();
         for task in waiting {

@@ -7,7 +7,10 @@ mod negotiated;
 use std::{error::Error, future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, Request, StatusCode, Uri, header, response};
+use futures_util::{FutureExt as _, future::Either};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header, response,
+};
 use http_body_util::Full;
 use hyper::rt::{Read, Write};
 use hyper_util::client::legacy::connect::{Connect, Connection};
@@ -69,9 +72,16 @@ struct Way {
 
 enum Protocol {
     /// HTTP/1.1: a connection for each call, kept for the next.
-    Http1(Lines),
+    Http1(Arc<Lines>),
     /// What the upstream chooses in the TLS handshake.
     Negotiated(Negotiated),
+}
+
+/// What came of a request.
+enum Done {
+    Sent(Result<Whole, Failure>),
+    /// It could not be sent, for this reason, and comes back.
+    Unsent(String, Box<Request<Full<Bytes>>>),
 }
 
 /// A reply that was read whole.
@@ -89,7 +99,7 @@ impl Attempt {
         let protocol = if upstream.http2 && url.scheme == Scheme::Https {
             Protocol::Negotiated(Negotiated::new(&connector, url.authority.clone()))
         } else {
-            Protocol::Http1(Lines::new(connector, url))
+            Protocol::Http1(Arc::new(Lines::new(connector, url)))
         };
         let call_timeout = upstream.call_timeout;
         Attempt(Arc::new(Way {
@@ -101,42 +111,46 @@ impl Attempt {
     /// Sends a call and reads its reply, once.
     pub fn send(
         &self,
-        outbound: Outbound,
+        outbound: Arc<Outbound>,
     ) -> impl Future<Output = Result<Reply, Failure>> + Send + use<> {
-        self.0.clone().send(outbound)
-    }
-}
-
-impl Way {
-    async fn send(self: Arc<Self>, outbound: Outbound) -> Result<Reply, Failure> {
-        let Outbound {
-            head,
-            body,
-            trip,
-            command,
-            ..
-        } = outbound;
         let now = clock::now();
-        let deadline = now + self.call_timeout;
-        let mut request = Request::new(Full::new(body));
-        *request.uri_mut() = head.target.clone().into();
-        *request.method_mut() = head.method.clone();
-        *request.headers_mut() = head.headers.clone();
-        let attempt = trip.span.attempt(trip.attempts(), request.method(), now);
+        let span = &outbound.trip.span;
+        let attempt = span.attempt(outbound.trip.attempts(), &outbound.head.method, now);
+        let mut request = Request::new(Full::new(outbound.body.clone()));
+        *request.uri_mut() = outbound.head.target.clone().into();
+        *request.method_mut() = outbound.head.method.clone();
+        *request.headers_mut() = match &self.0.protocol {
+            Protocol::Http1(_) if outbound.is_repeated_only_unsent() => {
+                outbound.head.headers.take()
+            }
+            _ => outbound.head.headers.to_send(),
+        };
         attempt.inject(request.headers_mut());
-        let result = match &self.protocol {
-            Protocol::Http1(lines) => lines.exchange(request, deadline).await,
+        let call_timeout = self.0.call_timeout;
+        let deadline = now + call_timeout;
+        let exchange = match &self.0.protocol {
+            Protocol::Http1(lines) => Either::Left(lines.clone().exchange(request, deadline)),
             Protocol::Negotiated(negotiated) => {
-                clock::by(deadline, negotiated.exchange(request)).await
+                let exchange = clock::by(deadline, negotiated.exchange(request));
+                Either::Right(Box::pin(exchange.map(|done| done.map(Done::Sent))))
             }
         };
-        let result = match result {
-            Some(Ok(whole)) => reply(whole, &head.method, command.is_some()),
-            Some(Err(failure)) => Err(failure),
-            None => Err(Failure::TimedOut(self.call_timeout)),
-        };
-        attempt.end(&result);
-        result
+        async move {
+            let result = match exchange.await {
+                Some(Done::Sent(Ok(whole))) => {
+                    reply(whole, &outbound.head.method, outbound.command.is_some())
+                }
+                Some(Done::Sent(Err(failure))) => Err(failure),
+                Some(Done::Unsent(why, request)) => {
+                    let (head, _) = request.into_parts();
+                    outbound.head.headers.put_back(head.headers);
+                    Err(Failure::Unreachable(why))
+                }
+                None => Err(Failure::TimedOut(call_timeout)),
+            };
+            attempt.end(&result);
+            result
+        }
     }
 }
 
@@ -152,7 +166,13 @@ fn reply(whole: Whole, method: &Method, is_looked_into: bool) -> Result<Reply, F
     let code = is_looked_into.then(|| error_code(&body)).flatten();
     let mut headers = head.headers;
     drop_hop_by_hop(&mut headers);
-    if *method != Method::HEAD {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let is_told = match (lengths.next(), lengths.next()) {
+        (Some(said), None) => !body.is_empty() && is_length(said, body.len()),
+        (None, _) => true,
+        _ => false,
+    };
+    if *method != Method::HEAD && !is_told {
         // hyper writes the length of the body that we hand on.
         headers.remove(header::CONTENT_LENGTH);
     }
@@ -178,10 +198,20 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-/// Removes it, and what `Connection` names.
+/// Whether it belongs to one connection and not to the message.
+pub fn is_hop_by_hop(name: &HeaderName) -> bool {
+    HOP_BY_HOP.contains(name)
+}
+
+/// Whether a `Content-Length` is that of so many bytes.
+pub fn is_length(said: &HeaderValue, bytes: usize) -> bool {
+    said.as_bytes() == itoa::Buffer::new().format(bytes).as_bytes()
+}
+
+/// Removes what belongs to the connection, and what `Connection` names.
 pub fn drop_hop_by_hop(headers: &mut HeaderMap) {
     // Most messages have none of it, which is cheaper to see than to remove.
-    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+    if !headers.keys().any(is_hop_by_hop) {
         return;
     }
     let named: Vec<HeaderName> = headers
@@ -196,12 +226,18 @@ pub fn drop_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// What the API answers to most writes, byte for byte.
+const USUAL: &[u8] = br#"{"ActionStatus":"OK","ErrorInfo":"","ErrorCode":0}"#;
+
 /// `ErrorCode` of the API's envelope; `None` if the body is no such thing.
 fn error_code(body: &[u8]) -> Option<i64> {
     #[derive(Deserialize)]
     struct Envelope {
         #[serde(rename = "ErrorCode")]
         error_code: i64,
+    }
+    if body == USUAL {
+        return Some(0);
     }
     serde_json::from_slice::<Envelope>(body)
         .ok()
@@ -218,14 +254,13 @@ fn innermost<'a>(mut error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'stat
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     #[test]
     fn the_code_should_be_found_only_in_the_apis_envelope() {
         let good = br#"{"ActionStatus":"OK","ErrorInfo":"","ErrorCode":0,"More":[1]}"#;
         assert_eq!(error_code(good), Some(0));
+        assert_eq!(error_code(USUAL), Some(0));
         for body in [
             &b"<html>"[..],
             b"",

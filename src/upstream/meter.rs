@@ -1,16 +1,9 @@
 //! A permit for each attempt, and what its outcome means for the windows.
 
-use std::{
-    future::Future,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
-
-use tower::Service;
+use std::sync::Arc;
 
 use super::{
-    Failure, Outbound,
+    Attempts, Failure, Outbound,
     breaker::{Breaker, Leave},
     retry,
     trip::ServiceTime,
@@ -27,15 +20,11 @@ use crate::{
 };
 
 /// Gives each attempt the breaker's leave and a permit, sends it and settles both.
-#[derive(Clone, Debug)]
-pub struct Meter<S> {
-    inner: S,
-    /// One, so that a clone for each call is cheap.
-    own: Arc<Own>,
-}
+#[derive(Clone)]
+pub struct Meter(Arc<Own>);
 
-#[derive(Debug)]
 struct Own {
+    attempts: Box<Attempts>,
     breaker: Arc<Breaker>,
     refused: Arc<RefusedCredentials>,
     service_time: Arc<ServiceTime>,
@@ -44,88 +33,61 @@ struct Own {
     ids: LogIds,
 }
 
-impl<S> Meter<S> {
-    /// Meters the attempts of `inner`.
-    pub fn new(
-        inner: S,
-        breaker: Arc<Breaker>,
-        refused: Arc<RefusedCredentials>,
-        service_time: Arc<ServiceTime>,
-        floor: Arc<Mutex<RttFloor>>,
-        metrics: Arc<Metrics>,
-        ids: LogIds,
-    ) -> Meter<S> {
-        let own = Own {
-            breaker,
-            refused,
-            service_time,
-            floor,
-            metrics,
-            ids,
-        };
-        Meter {
-            inner,
-            own: Arc::new(own),
-        }
-    }
-}
-
 /// Waits until the upstream can be reached and there is a slot in every window. Cancel safe.
 pub async fn admit(breaker: &Breaker, scopes: &Scopes) -> Permit {
     breaker.passable().await;
     scopes.acquire().await
 }
 
-impl<S> Service<Outbound> for Meter<S>
-where
-    S: Service<Outbound, Response = Reply, Error = Failure> + Clone + Send + 'static,
-    S::Future: Send,
-{
-    type Response = Reply;
-    type Error = Failure;
-    type Future = Pin<Box<dyn Future<Output = Result<Reply, Failure>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        self.inner.poll_ready(cx)
+impl Meter {
+    /// Meters `attempts`.
+    pub fn new(
+        attempts: Box<Attempts>,
+        breaker: Arc<Breaker>,
+        refused: Arc<RefusedCredentials>,
+        service_time: Arc<ServiceTime>,
+        floor: Arc<Mutex<RttFloor>>,
+        metrics: Arc<Metrics>,
+        ids: LogIds,
+    ) -> Meter {
+        Meter(Arc::new(Own {
+            attempts,
+            breaker,
+            refused,
+            service_time,
+            floor,
+            metrics,
+            ids,
+        }))
     }
 
-    fn call(&mut self, outbound: Outbound) -> Self::Future {
-        let ready = self.inner.clone();
-        let meter = Meter {
-            inner: std::mem::replace(&mut self.inner, ready),
-            own: self.own.clone(),
+    /// One attempt, as soon as it may leave.
+    pub async fn attempt(&self, outbound: &Arc<Outbound>) -> Result<Reply, Failure> {
+        let own = &*self.0;
+        let (mut permit, leave) = match permit_now(&own.breaker, outbound) {
+            Some(taken) => taken,
+            // Its future is large, and most calls need not wait.
+            None => Box::pin(permit(&own.breaker, outbound)).await?,
         };
-        Box::pin(meter.send(outbound))
-    }
-}
-
-impl<S> Meter<S>
-where
-    S: Service<Outbound, Response = Reply, Error = Failure>,
-{
-    async fn send(self, mut outbound: Outbound) -> Result<Reply, Failure> {
-        let Meter { mut inner, own } = self;
-        let (mut permit, leave) = permit(&own.breaker, &mut outbound).await?;
-        let credentials = outbound.credentials.clone();
-        if let Some(credentials) = &credentials
+        if let Some(credentials) = &outbound.credentials
             && let Err(refusal) = own.refused.check(credentials, clock::now())
         {
             permit.refund();
             return Err(Failure::Refused(refusal));
         }
-        let (trip, command, label) = (outbound.trip.clone(), outbound.command, outbound.label());
+        let (trip, command, label) = (&outbound.trip, outbound.command, outbound.label());
         trip.departed();
         let sent_at = clock::now();
-        let outcome = inner.call(outbound).await;
+        let outcome = (own.attempts)(outbound.clone()).await;
         let returned_at = clock::now();
         let took = returned_at - sent_at;
         trip.returned(took);
         own.metrics.attempt(label, command, &outcome, took);
         match &outcome {
             Ok(reply) => {
-                leave.reached();
+                own.breaker.reached(leave);
                 own.service_time.record(took);
-                if let (Some(credentials), Some(code)) = (&credentials, reply.code) {
+                if let (Some(credentials), Some(code)) = (&outbound.credentials, reply.code) {
                     own.refused.learn(credentials, code, returned_at);
                 }
                 match retry::over_quota(command, reply) {
@@ -154,12 +116,12 @@ where
             }
             Err(Failure::Unreachable(cause)) => {
                 trip.unreached();
-                leave.unreachable(cause);
+                own.breaker.unreachable(leave, cause);
                 permit.refund();
             }
             Err(Failure::NoPermit | Failure::Refused(_)) => permit.refund(),
             Err(Failure::Lost(_) | Failure::TimedOut(_)) => {
-                leave.reached();
+                own.breaker.reached(leave);
                 permit.lose(returned_at);
             }
         }
@@ -167,37 +129,54 @@ where
     }
 }
 
-/// The permit that the call brought, or one of its own; and the breaker's leave with it.
-async fn permit(
-    breaker: &Arc<Breaker>,
-    outbound: &mut Outbound,
-) -> Result<(Permit, Leave), Failure> {
+/// The permit that the call brought, or one that is there now; and the breaker's leave with it. `None`
+/// if it has to be waited for.
+fn permit_now(breaker: &Arc<Breaker>, outbound: &Outbound) -> Option<(Permit, Leave)> {
+    let brought = outbound.permit.lock().take();
+    let permit = match brought {
+        Some(permit) => permit,
+        None if breaker.is_closed() && outbound.trip.last_deadline().is_some() => {
+            outbound.scopes.try_acquire()?
+        }
+        None => return None,
+    };
+    with_leave(breaker, outbound, permit)
+}
+
+/// A permit of its own, as soon as there is one, and the breaker's leave with it.
+async fn permit(breaker: &Arc<Breaker>, outbound: &Outbound) -> Result<(Permit, Leave), Failure> {
     loop {
-        let permit = match outbound.permit.take() {
-            Some(permit) if permit.is_usable() => permit,
-            Some(stale) => {
-                stale.refund();
-                continue;
-            }
-            None => {
-                let deadline = outbound.trip.last_deadline().ok_or(Failure::NoPermit)?;
-                tokio::select! {
-                    biased;
-                    permit = admit(breaker, &outbound.scopes) => permit,
-                    () = clock::sleep_until(deadline) => return Err(Failure::NoPermit),
-                }
-            }
+        let deadline = outbound.trip.last_deadline().ok_or(Failure::NoPermit)?;
+        let permit = tokio::select! {
+            biased;
+            permit = admit(breaker, &outbound.scopes) => permit,
+            () = clock::sleep_until(deadline) => return Err(Failure::NoPermit),
         };
-        match breaker.try_leave() {
-            Some(_) if outbound.trip.last_deadline().is_none() => {
-                permit.refund();
-                return Err(Failure::NoPermit);
-            }
-            // It waited too long, wherever the process was meanwhile.
-            Some(_) if !permit.is_usable() => permit.refund(),
-            Some(leave) => return Ok((permit, leave)),
-            // Another call probes: the slot is better used by nobody than held.
-            None => permit.refund(),
+        if let Some(both) = with_leave(breaker, outbound, permit) {
+            return Ok(both);
+        }
+    }
+}
+
+/// This permit with the breaker's leave. `None`, and the permit given back, if nobody waits any more,
+/// if it is too old, wherever the process was meanwhile, or if another call probes: the slot is
+/// better used by nobody than held.
+fn with_leave(
+    breaker: &Arc<Breaker>,
+    outbound: &Outbound,
+    permit: Permit,
+) -> Option<(Permit, Leave)> {
+    let is_wanted = || outbound.trip.last_deadline().is_some();
+    let leave = if permit.is_usable() {
+        breaker.try_leave().filter(|_| is_wanted())
+    } else {
+        None
+    };
+    match leave {
+        Some(leave) => Some((permit, leave)),
+        None => {
+            permit.refund();
+            None
         }
     }
 }

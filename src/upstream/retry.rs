@@ -161,7 +161,7 @@ pub fn budget(retry: &config::Retry) -> Arc<TpsBudget> {
     Arc::new(budget)
 }
 
-/// tower's policy: one per call, made from a template by `clone`.
+/// tower's policy: one per call that may be repeated, made from a template by `clone`.
 #[derive(Clone, Debug)]
 pub struct Repeats {
     /// One, so that a clone for each call is cheap.
@@ -203,12 +203,12 @@ impl Repeats {
     }
 }
 
-impl Policy<Outbound, Reply, Failure> for Repeats {
+impl Policy<Arc<Outbound>, Reply, Failure> for Repeats {
     type Future = Pin<Box<dyn Future<Output = ()> + Send>>;
 
     fn retry(
         &mut self,
-        outbound: &mut Outbound,
+        outbound: &mut Arc<Outbound>,
         outcome: &mut Result<Reply, Failure>,
     ) -> Option<Self::Future> {
         if let (Err(Failure::NoPermit | Failure::Refused(_)), Some(last)) =
@@ -259,10 +259,7 @@ impl Policy<Outbound, Reply, Failure> for Repeats {
         Some(Box::pin(clock::sleep(pause)))
     }
 
-    fn clone_request(&mut self, outbound: &Outbound) -> Option<Outbound> {
-        if self.made == 0 {
-            self.terms.budget.load().deposit();
-        }
+    fn clone_request(&mut self, outbound: &Arc<Outbound>) -> Option<Arc<Outbound>> {
         Some(outbound.clone())
     }
 }

@@ -23,6 +23,7 @@ pub struct Trip {
     attempts: AtomicU32,
     unreached: AtomicU32,
     upstream_nanos: AtomicU64,
+    has_place: bool,
     place: Mutex<Option<Place>>,
     audience: Audience,
     /// Where its attempts are recorded.
@@ -72,16 +73,22 @@ pub struct Facts {
 }
 
 impl Trip {
-    /// A trip for one caller, who takes the result himself. He gives up his place among those who
-    /// wait when it departs.
-    pub fn for_one(deadline: Instant, place: Place, span: Span) -> Trip {
+    /// A trip for one caller, who takes the result himself.
+    pub fn for_one(deadline: Instant, span: Span) -> Trip {
         let audience = Audience::One {
             deadline,
             left: AtomicBool::new(false),
         };
+        Trip::new(1, audience, span)
+    }
+
+    /// The same, which has to wait first: its place among those who do is given up when it departs.
+    #[must_use]
+    pub fn in_place(self, place: Option<Place>) -> Trip {
         Trip {
-            place: Mutex::new(Some(place)),
-            ..Trip::new(1, audience, span)
+            has_place: place.is_some(),
+            place: Mutex::new(place),
+            ..self
         }
     }
 
@@ -110,6 +117,7 @@ impl Trip {
             attempts: AtomicU32::new(0),
             unreached: AtomicU32::new(0),
             upstream_nanos: AtomicU64::new(0),
+            has_place: false,
             place: Mutex::new(None),
             audience,
             span,
@@ -129,7 +137,7 @@ impl Trip {
 
     /// An attempt is about to leave.
     pub fn departed(&self) {
-        if self.attempts.fetch_add(1, Ordering::Relaxed) == 0 {
+        if self.attempts.fetch_add(1, Ordering::Relaxed) == 0 && self.has_place {
             self.place.lock().take();
         }
     }

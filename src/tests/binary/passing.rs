@@ -1,5 +1,7 @@
 //! Commands that the gateway does not know pass through unchanged (P9).
 
+use std::time::Duration;
+
 use super::{
     process::Gateway,
     recorder::{Deed, OK, Recorder},
@@ -355,6 +357,45 @@ async fn a_connection_that_the_upstream_closed_while_idle_should_cost_no_call() 
         );
     }
     upstream.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_call_that_found_nobody_at_first_should_arrive_as_it_came() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let gateway = Gateway::start(&format!("http://{address}"), &[]).await;
+    for (number, target) in [ODD.to_owned(), format!("{SET}?{QUERY}")]
+        .iter()
+        .enumerate()
+    {
+        let body = r#"{"GroupId":"g","GroupAttr":[{"key":"k","value":"v"}]}"#;
+        let head = "X-Odd: 1\r\nX-Odd: 2\r\nContent-Type: text/odd\r\n";
+        let request = request("POST", target, head, body.as_bytes());
+        let upstream = async {
+            // After the first attempt, which finds nobody.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut connection = Connection::of(stream);
+            let arrived = connection.request().await.unwrap();
+            let answer = r#"{"ActionStatus":"OK","ErrorInfo":"","ErrorCode":0}"#;
+            let length = answer.len();
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{answer}");
+            connection.send(answer.as_bytes()).await;
+            arrived
+        };
+        let (answer, arrived) = tokio::join!(gateway.call(&request), upstream);
+        assert_eq!(answer.one("x-chat-gateway-origin"), "upstream", "{target}");
+        let attempts: u32 = answer.one("x-chat-gateway-attempts").parse().unwrap();
+        assert!(attempts > 1, "{number}: {attempts}");
+        assert_eq!(arrived.start, format!("POST {target} HTTP/1.1"));
+        assert_eq!(arrived.all("x-odd"), ["1", "2"]);
+        assert_eq!(arrived.one("content-type"), "text/odd");
+        assert_eq!(arrived.one("content-length"), body.len().to_string());
+        assert_eq!(arrived.one("host"), address.to_string());
+        assert_eq!(arrived.text(), body);
+    }
 }
 
 #[tokio::test]

@@ -68,7 +68,7 @@ fn attempt(command: &'static Command, body: &[u8]) -> Result<Call, Refusal> {
     let head = Head {
         method: Method::POST,
         target: target.parse().expect("a legal target"),
-        headers: HeaderMap::new(),
+        headers: HeaderMap::new().into(),
     };
     let now = clock::now();
     let terms = Terms {

@@ -36,7 +36,7 @@ fn attempt(target: PathAndQuery) -> Result<Call, Refusal> {
     let head = Head {
         method: Method::POST,
         target,
-        headers: HeaderMap::new(),
+        headers: HeaderMap::new().into(),
     };
     let now = clock::now();
     let terms = Terms {

@@ -84,7 +84,7 @@ impl Sender {
         let head = Head {
             method: Method::POST,
             target: target.parse().expect("a legal target"),
-            headers: HeaderMap::new(),
+            headers: HeaderMap::new().into(),
         };
         let now = clock::now();
         let terms = Terms {

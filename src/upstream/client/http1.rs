@@ -9,23 +9,26 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
 };
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
-use http::{HeaderValue, Request, Uri, header};
+use http::{HeaderValue, Request, Response, Uri, header};
 use http_body_util::Full;
 use hyper::{
-    body::Body as _,
-    client::conn::http1::{Builder, Connection, SendRequest},
+    body::{Body as _, Incoming},
+    client::conn::{
+        TrySendError,
+        http1::{Builder, Connection, SendRequest},
+    },
     rt::{Read, Write},
 };
 use tower::ServiceExt as _;
 
-use super::{BoxFuture, Connector, MAX_REPLY_BYTES, Whole, idle::Idle, innermost};
+use super::{BoxFuture, Connector, Done, MAX_REPLY_BYTES, Whole, idle::Idle, innermost};
 use crate::{
     body::Pieces,
     clock::{self, Alarm, Instant},
@@ -71,8 +74,37 @@ struct Driven {
 #[derive(Default)]
 struct Quiet {
     task: AtomicWaker,
-    is_driving: AtomicBool,
+    /// The thread that is driving it, 0 if none. Whoever reads his own there has put it there, so that
+    /// this needs no order between threads.
+    driver: AtomicUsize,
     missed: AtomicBool,
+}
+
+thread_local! {
+    static HERE: u8 = const { 0 };
+}
+
+/// A number that no other thread has.
+fn this_thread() -> usize {
+    HERE.with(|here| std::ptr::from_ref(here).addr())
+}
+
+/// A request that was handed to a connection.
+struct Sent {
+    line: Box<Line>,
+    response: Responding,
+}
+
+/// The head of the reply to come. In a box, for it has room for the request, to give it back.
+type Responding = BoxFuture<Result<Response<Incoming>, TrySendError<Request<Full<Bytes>>>>>;
+
+/// What of a reply is waited for.
+#[derive(Clone, Copy)]
+enum Part {
+    /// It comes when it is there.
+    Head,
+    /// It is read when it was asked for.
+    Body,
 }
 
 /// Why there is no reply.
@@ -105,45 +137,73 @@ impl Lines {
         }
     }
 
-    /// Sends a request and reads its reply; `None` if that is not done by `deadline`.
-    pub(super) async fn exchange(
-        &self,
+    /// Sends a request and reads its reply; `None` if that is not done by `deadline`. A connection that
+    /// waits is given the request at once: in the future it would be moved with its call.
+    pub(super) fn exchange(
+        self: Arc<Self>,
         mut request: Request<Full<Bytes>>,
         deadline: Instant,
-    ) -> Option<Result<Whole, Failure>> {
+    ) -> impl Future<Output = Option<Done>> + Send {
         // The caller's names the gateway.
         request
             .headers_mut()
             .insert(header::HOST, self.host.clone());
+        let begun = match self.idle.take() {
+            Some(line) => Ok(line.send(request)),
+            None => Err(Box::new(request)),
+        };
+        async move {
+            let request = match begun {
+                Ok(mut sent) => match sent.reply_by(deadline).await? {
+                    Ok(whole) => {
+                        self.idle.put(sent.line, whole.at);
+                        return Some(Done::Sent(Ok(whole)));
+                    }
+                    Err(Broken::Lost(why)) => return Some(Done::Sent(Err(Failure::Lost(why)))),
+                    Err(Broken::Unsent(request)) => request,
+                },
+                Err(request) => request,
+            };
+            Box::pin(self.try_others(request, deadline)).await
+        }
+    }
+
+    /// Sends a request over another connection that waits, and at last over a new one.
+    async fn try_others(
+        &self,
+        mut request: Box<Request<Full<Bytes>>>,
+        deadline: Instant,
+    ) -> Option<Done> {
         loop {
             let kept = self.idle.take();
             let is_new = kept.is_none();
-            let mut line = match kept {
+            let line = match kept {
                 Some(line) => line,
                 None => match self.connect(deadline).await {
                     Ok(line) => line,
-                    Err(failure) => return Some(Err(failure)),
+                    Err(why) => return Some(Done::Unsent(why, request)),
                 },
             };
-            match line.exchange_by(deadline, request).await? {
+            let mut sent = line.send(*request);
+            match sent.reply_by(deadline).await? {
                 Ok(whole) => {
-                    self.idle.put(line, whole.at);
-                    return Some(Ok(whole));
+                    self.idle.put(sent.line, whole.at);
+                    return Some(Done::Sent(Ok(whole)));
                 }
-                Err(Broken::Lost(why)) => return Some(Err(Failure::Lost(why))),
-                Err(Broken::Unsent(_)) if is_new => {
+                Err(Broken::Lost(why)) => return Some(Done::Sent(Err(Failure::Lost(why)))),
+                Err(Broken::Unsent(back)) if is_new => {
                     let why = "it closes new connections".to_owned();
-                    return Some(Err(Failure::Unreachable(why)));
+                    return Some(Done::Unsent(why, back));
                 }
-                Err(Broken::Unsent(back)) => request = *back,
+                Err(Broken::Unsent(back)) => request = back,
             }
         }
     }
 
-    async fn connect(&self, deadline: Instant) -> Result<Box<Line>, Failure> {
+    async fn connect(&self, deadline: Instant) -> Result<Box<Line>, String> {
         let line = clock::by(deadline, (self.connect)()).await;
         let line = line.unwrap_or_else(|| Err("connecting takes too long".to_owned()));
-        line.map(Box::new).map_err(Failure::Unreachable)
+        line.map(Box::new)
     }
 }
 
@@ -160,29 +220,57 @@ impl Line {
         })
     }
 
-    /// Whether it can carry a call, as far as can be known here.
-    pub(super) fn is_usable(&mut self) -> bool {
+    /// Whether it can carry a call, as far as was known when it was used last. If the upstream has closed
+    /// it since, it reads that before it writes, and gives the request back.
+    pub(super) fn is_ready(&mut self) -> bool {
+        self.carrier.sender.is_ready() || self.is_open()
+    }
+
+    /// Whether the upstream has not closed it.
+    pub(super) fn is_open(&mut self) -> bool {
         let Carrier { sender, driven } = &mut self.carrier;
         driven.go_on(&mut Context::from_waker(Waker::noop()));
         sender.is_ready()
     }
 
-    async fn exchange_by(
-        &mut self,
-        deadline: Instant,
-        request: Request<Full<Bytes>>,
-    ) -> Option<Result<Whole, Broken>> {
-        let exchange = pin!(self.carrier.exchange(request));
-        self.alarm.by(deadline, exchange).await
+    /// Hands it a request. Nothing is written before the reply is waited for.
+    fn send(mut self: Box<Self>, request: Request<Full<Bytes>>) -> Sent {
+        let Carrier { sender, driven } = &mut self.carrier;
+        // That there is something to write need wake nobody: it is driven next.
+        driven.quiet.begin();
+        let response = Box::pin(sender.try_send_request(request));
+        driven.quiet.end();
+        Sent {
+            line: self,
+            response,
+        }
     }
 }
 
-impl Carrier {
-    /// Sends a request and reads its reply. Given up before its end, the connection is of no use any
-    /// more.
-    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Result<Whole, Broken> {
-        let mut response = pin!(self.sender.try_send_request(request));
-        let response = self.driven.until(|cx| response.as_mut().poll(cx)).await;
+impl Sent {
+    /// Given up before its end, the connection is of no use any more.
+    async fn reply_by(&mut self, deadline: Instant) -> Option<Result<Whole, Broken>> {
+        let Line { carrier, alarm } = &mut *self.line;
+        let reply = pin!(carrier.driven.reply(&mut self.response));
+        alarm.by(deadline, reply).await
+    }
+}
+
+impl Driven {
+    fn new(connection: Connection<Box<dyn Transport>, Full<Bytes>>) -> Driven {
+        let quiet = Arc::<Quiet>::default();
+        Driven {
+            connection: Some(connection),
+            waker: quiet.clone().into(),
+            quiet,
+        }
+    }
+
+    /// Writes a request and reads its reply.
+    async fn reply(&mut self, response: &mut Responding) -> Result<Whole, Broken> {
+        let response = self
+            .until(Part::Head, |cx| response.as_mut().poll(cx))
+            .await;
         let at = clock::now();
         let response = response.map_err(|mut error| match error.take_message() {
             Some(request) => Broken::Unsent(Box::new(request)),
@@ -191,7 +279,7 @@ impl Carrier {
         let (head, mut rest) = response.into_parts();
         let mut body = Pieces::default();
         while !rest.is_end_stream() {
-            let frame = self.driven.until(|cx| Pin::new(&mut rest).poll_frame(cx));
+            let frame = self.until(Part::Body, |cx| Pin::new(&mut rest).poll_frame(cx));
             let Some(frame) = frame.await else {
                 break;
             };
@@ -207,17 +295,6 @@ impl Carrier {
         }
         let body = body.whole();
         Ok(Whole { head, body, at })
-    }
-}
-
-impl Driven {
-    fn new(connection: Connection<Box<dyn Transport>, Full<Bytes>>) -> Driven {
-        let quiet = Arc::<Quiet>::default();
-        Driven {
-            connection: Some(connection),
-            waker: quiet.clone().into(),
-            quiet,
-        }
     }
 
     /// Reads and writes what can be now.
@@ -235,22 +312,45 @@ impl Driven {
 
     /// Reads and writes until `part` is ready. Nothing else makes it ready, so that it need not wake
     /// this task.
-    async fn until<T>(&mut self, mut part: impl FnMut(&mut Context<'_>) -> Poll<T>) -> T {
+    async fn until<T>(
+        &mut self,
+        which: Part,
+        mut part: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> T {
         let mut part = move || part(&mut Context::from_waker(Waker::noop()));
         poll_fn(|cx| {
-            self.quiet.is_driving.store(true, Ordering::SeqCst);
-            let mut ready = part();
+            self.quiet.begin();
+            let mut ready = match which {
+                Part::Head => Poll::Pending,
+                Part::Body => part(),
+            };
             if ready.is_pending() {
                 self.go_on(cx);
                 ready = part();
             }
-            self.quiet.is_driving.store(false, Ordering::SeqCst);
-            if self.quiet.missed.swap(false, Ordering::SeqCst) && ready.is_pending() {
+            if self.quiet.end() && ready.is_pending() {
                 cx.waker().wake_by_ref();
             }
             ready
         })
         .await
+    }
+}
+
+impl Quiet {
+    /// This thread drives it from now on.
+    fn begin(&self) {
+        self.driver.store(this_thread(), Ordering::Relaxed);
+    }
+
+    /// Not any more. True if it was woken meanwhile.
+    fn end(&self) -> bool {
+        self.driver.store(0, Ordering::Relaxed);
+        let missed = self.missed.load(Ordering::Relaxed);
+        if missed {
+            self.missed.store(false, Ordering::Relaxed);
+        }
+        missed
     }
 }
 
@@ -260,11 +360,9 @@ impl Wake for Quiet {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if self.is_driving.load(Ordering::SeqCst) {
-            self.missed.store(true, Ordering::SeqCst);
-        }
-        // It may have stopped meanwhile, and will not look again.
-        if !self.is_driving.load(Ordering::SeqCst) {
+        if self.driver.load(Ordering::Relaxed) == this_thread() {
+            self.missed.store(true, Ordering::Relaxed);
+        } else {
             self.task.wake();
         }
     }

@@ -41,7 +41,7 @@ impl Idle {
         let mut own = self.0.get().lock();
         loop {
             let (mut line, _) = own.lines.pop()?;
-            if line.is_usable() {
+            if line.is_ready() {
                 return Some(line);
             }
         }
@@ -68,7 +68,7 @@ async fn sweep(idle: Weak<Idle>) {
         let mut own = idle.0.get().lock();
         let now = clock::now();
         own.lines
-            .retain_mut(|(line, since)| now - *since < KEPT && line.is_usable());
+            .retain_mut(|(line, since)| now - *since < KEPT && line.is_open());
         if own.lines.is_empty() {
             own.lines.shrink_to_fit();
             own.is_swept = false;

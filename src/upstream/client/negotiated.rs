@@ -57,24 +57,29 @@ impl Negotiated {
     }
 
     /// Sends a request for a path and reads its reply.
-    pub(super) async fn exchange(
+    pub(super) fn exchange(
         &self,
         mut request: Request<Full<Bytes>>,
-    ) -> Result<Whole, Failure> {
+    ) -> impl Future<Output = Result<Whole, Failure>> + Send + use<> {
         let mut uri = std::mem::take(request.uri_mut()).into_parts();
         uri.scheme = Some(Scheme::HTTPS);
         uri.authority = Some(self.authority.clone());
-        *request.uri_mut() =
-            Uri::from_parts(uri).map_err(|e| Failure::Unreachable(e.to_string()))?;
-        // The caller's names the gateway. The upstream is named by the URI: hyper writes `Host` for
-        // HTTP/1.1 and `:authority` for HTTP/2.
-        request.headers_mut().remove(header::HOST);
-        let response = (self.call)(request).await.map_err(|e| failure(&e))?;
-        let at = clock::now();
-        let (head, body) = response.into_parts();
-        let body = Limited::new(body, MAX_REPLY_BYTES).collect().await;
-        let body = body.map_err(|e| Failure::Lost(e.to_string()))?.to_bytes();
-        Ok(Whole { head, body, at })
+        let target = Uri::from_parts(uri).map_err(|e| Failure::Unreachable(e.to_string()));
+        let response = target.map(|target| {
+            *request.uri_mut() = target;
+            // The caller's names the gateway. The upstream is named by the URI: hyper writes `Host`
+            // for HTTP/1.1 and `:authority` for HTTP/2.
+            request.headers_mut().remove(header::HOST);
+            (self.call)(request)
+        });
+        async move {
+            let response = response?.await.map_err(|e| failure(&e))?;
+            let at = clock::now();
+            let (head, body) = response.into_parts();
+            let body = Limited::new(body, MAX_REPLY_BYTES).collect().await;
+            let body = body.map_err(|e| Failure::Lost(e.to_string()))?.to_bytes();
+            Ok(Whole { head, body, at })
+        }
     }
 }
 

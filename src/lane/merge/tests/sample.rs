@@ -37,7 +37,7 @@ pub(in crate::lane) fn call_with(
     let head = Head {
         method: Method::POST,
         target: format!("{}?{query}", command.path).parse().unwrap(),
-        headers: HeaderMap::new(),
+        headers: HeaderMap::new().into(),
     };
     let now = clock::now();
     let terms = Terms {
