@@ -86,10 +86,11 @@ impl Default for Alarm {
 impl Alarm {
     /// Ready when `at` has come; until then whoever polls is woken for the times of others, too.
     pub fn poll_until(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        if self.wait.deadline() > at {
+        // One that has not been polled would wake its task at once, for nothing.
+        let has_rung = self.registered.is_none() || self.wait.is_elapsed();
+        if has_rung || self.wait.deadline() > at {
             self.wait.as_mut().reset(at);
-        }
-        if self.is_set(cx) {
+        } else if self.is_set(cx) {
             return Poll::Pending;
         }
         self.registered = Some(cx.waker().data().addr());
