@@ -6,7 +6,7 @@ use http::Uri;
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::{ClientConfig, ServerConfig};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tower::{Service as _, ServiceExt as _};
 
 use crate::{
@@ -141,13 +141,13 @@ pub struct Bound {
 
 impl Bound {
     /// Binds both ports and builds the parts.
-    pub async fn new(config: &Config, keys: Keys) -> io::Result<Bound> {
+    pub fn new(config: &Config, keys: Keys) -> io::Result<Bound> {
         let callers_tls = tls::for_callers(&config.listen.tls)?.map(Arc::new);
         let upstream = &config.upstream;
         let upstream_tls = tls::for_upstream(upstream.ca.clone(), upstream.url.scheme)?;
         let upstream_tls = Arc::new(upstream_tls);
-        let traffic = bind("listen.traffic", config.listen.traffic).await?;
-        let admin = bind("listen.admin", config.listen.admin).await?;
+        let traffic = bind("listen.traffic", config.listen.traffic)?;
+        let admin = bind("listen.admin", config.listen.admin)?;
         let metrics = Arc::new(Metrics::of_this_process());
         let (traces, exporter) = traces(config, &metrics)?.unzip();
         let store = Store::new(config, metrics.clone())?;
@@ -259,7 +259,7 @@ impl Bound {
 pub async fn serve(config: Config, keys: Keys, source: Source) -> io::Result<ExitCode> {
     let mut signals = Signals::listen()?;
     let hangups = reload::hangups()?;
-    let bound = Bound::new(&config, keys).await?;
+    let bound = Bound::new(&config, keys)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         traffic = %bound.traffic()?,
@@ -332,13 +332,28 @@ fn announce_windows(config: &Config, quota: &Quota) {
     }
 }
 
-async fn bind(setting: &str, address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| {
+/// Callers whom the system lets in while the gateway does something else: tokio's 128 turned some of a
+/// rush away. Linux takes 4,096 of it by itself (`net.core.somaxconn`).
+const BACKLOG: u32 = 4_096;
+
+fn bind(setting: &str, address: SocketAddr) -> io::Result<TcpListener> {
+    listen(address).map_err(|error| {
         io::Error::new(
             error.kind(),
             format!("{setting}: cannot listen on {address}: {error}"),
         )
     })
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // Whoever is started again need not wait for the connections of before.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// What makes traces and what sends them, if the settings name a collector.

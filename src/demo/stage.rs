@@ -55,7 +55,7 @@ impl Stage {
         let seed = rand::random();
         let behind = Upstream::start(misbehaving(seed)).await?;
         let beside = Upstream::start(misbehaving(seed)).await?;
-        let bound = Bound::new(&in_front_of(behind.address)?, Keys::default()).await?;
+        let bound = Bound::new(&in_front_of(behind.address)?, Keys::default())?;
         let (traffic, admin) = (bound.traffic()?, bound.admin()?);
         let metrics = bound.core().metrics.clone();
         Ok(Stage {

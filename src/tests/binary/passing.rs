@@ -302,6 +302,24 @@ async fn connections_should_be_kept_on_both_sides() {
 }
 
 #[tokio::test]
+async fn a_rush_of_callers_should_connect_while_the_gateway_does_something_else() {
+    let (_upstream, gateway) = in_front_of(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").await;
+    gateway.process.signal("STOP");
+    let mut rush = Vec::new();
+    for number in 0..400 {
+        // One that is turned away tries again by itself a second later.
+        let connection =
+            tokio::time::timeout(Duration::from_millis(900), Connection::to(gateway.traffic)).await;
+        rush.push(connection.unwrap_or_else(|_| panic!("{number} are let in")));
+    }
+    gateway.process.signal("CONT");
+    for connection in &mut rush {
+        connection.send(&request("GET", ODD, "", b"")).await;
+        assert_eq!(connection.answer_to("GET").await.text(), "hi");
+    }
+}
+
+#[tokio::test]
 async fn an_unknown_command_should_never_be_sent_twice() {
     let upstream = Recorder::start(|request| {
         if request.start.contains("/good") {
