@@ -23,8 +23,8 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
 }
 
 #[library_benchmark]
-#[bench::small(args = (300), setup = Raw::set_group_attr, config = at_most(8_640))]
-#[bench::large(args = (8 << 10), setup = Raw::set_group_attr, config = at_most(35_430))]
+#[bench::small(args = (300), setup = Raw::set_group_attr, config = at_most(6_860))]
+#[bench::large(args = (8 << 10), setup = Raw::set_group_attr, config = at_most(30_260))]
 fn parse_and_validate(raw: Raw) -> Call {
     black_box(raw.validate())
 }

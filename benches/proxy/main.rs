@@ -4,6 +4,7 @@
 //! shared machines are noisy, and the noise meets all alike. The proxy has one core to itself, load
 //! and upstream share the other.
 
+mod bare;
 mod load;
 mod measure;
 mod plot;
@@ -36,6 +37,14 @@ enum What {
     Upstream {
         /// Where.
         port: u16,
+    },
+    /// A peer: passes and does nothing else.
+    #[command(hide = true)]
+    Bare {
+        /// Where.
+        port: u16,
+        /// Where to.
+        upstream: u16,
     },
     /// A process of the bench: makes calls that wait.
     #[command(hide = true)]
@@ -75,6 +84,7 @@ fn main() -> Result<()> {
         What::Run(run) => scenario::table(&run),
         What::Growth(run) => scenario::growth(&run),
         What::Upstream { port } => upstream::run(port),
+        What::Bare { port, upstream } => bare::run(port, upstream),
         What::Wait { port, calls } => waiting::run(port, calls),
         What::Load(order) => load::run(&order),
     }

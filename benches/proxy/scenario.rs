@@ -149,6 +149,20 @@ impl<'a> Bench<'a> {
         }))
     }
 
+    /// A proxy over hyper that does nothing else.
+    fn bare(&self) -> Result<Proxy> {
+        let port = free_port()?;
+        let own = std::env::current_exe()?;
+        let (here, to) = (port.to_string(), self.upstream.to_string());
+        let process = Process::start(OWN, &own, &["bare", &here, &to], port)?;
+        Ok(Proxy {
+            name: "a bare hyper proxy",
+            port,
+            admin: None,
+            process,
+        })
+    }
+
     fn order(&self, port: u16, kind: Kind) -> Order {
         Order {
             port,
@@ -232,7 +246,11 @@ pub fn table(run: &Run) -> Result<()> {
 fn pass(bench: &Bench<'_>) -> Result<()> {
     let gateway = bench.gateway(OWN, OPEN)?;
     let mut proxies = vec![(&gateway, bench.order(gateway.port, Kind::Unknown))];
-    let peers = [bench.peer("nginx")?, bench.peer("HAProxy")?];
+    let peers = [
+        bench.peer("nginx")?,
+        bench.peer("HAProxy")?,
+        Some(bench.bare()?),
+    ];
     for peer in peers.iter().flatten() {
         proxies.push((peer, bench.order(peer.port, Kind::Unknown)));
     }
