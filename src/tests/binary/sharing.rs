@@ -226,18 +226,22 @@ async fn a_store_that_freezes_dies_and_returns_empty_should_never_let_a_window_b
     }
     callers.end().await;
     let times = upstream.check();
+    // Calls leave in bunches, a window and a little apart: only so many are in between for certain.
     let used = |from: Instant, to: Instant| {
-        let used = f64::from(u32::try_from(between(&times, from, to)).expect("a few"));
-        used / (to - from).as_secs_f64() / f64::from(u32::try_from(LIMIT).expect("a few"))
+        let bunches = (to - from).as_millis() / 1_100;
+        let least = LIMIT * usize::try_from(bunches).expect("a few");
+        let used = u32::try_from(between(&times, from, to)).expect("a few");
+        f64::from(used) / f64::from(u32::try_from(least).expect("a few"))
     };
     let (frozen, dead) = (used(frozen, thawed), used(killed, returned));
+    // Whoever has no covered claim when it freezes leaves the window alone for a while.
     assert!(
-        frozen >= 0.6 && dead >= 0.6,
+        frozen >= 0.8 && dead >= 0.9,
         "frozen {frozen:.2}, dead {dead:.2}"
     );
     let back = used(returned + SECOND * 2, end);
-    assert!(back >= 0.8, "{back:.2} when it was back");
-    println!("used {frozen:.2} while it was frozen, {dead:.2} while it was dead, {back:.2} after");
+    assert!(back >= 0.9, "{back:.2} when it was back");
+    println!("of what is certain: {frozen:.2} frozen, {dead:.2} dead, {back:.2} back");
 }
 
 #[tokio::test(flavor = "multi_thread")]
