@@ -61,11 +61,7 @@ impl<C> Connector for C where
 }
 
 /// Sends one attempt and reads its reply whole.
-#[derive(Clone)]
-pub struct Attempt(Arc<Way>);
-
-/// The way to the upstream.
-struct Way {
+pub struct Attempt {
     protocol: Protocol,
     call_timeout: Duration,
 }
@@ -102,10 +98,10 @@ impl Attempt {
             Protocol::Http1(Arc::new(Lines::new(connector, url)))
         };
         let call_timeout = upstream.call_timeout;
-        Attempt(Arc::new(Way {
+        Attempt {
             protocol,
             call_timeout,
-        }))
+        }
     }
 
     /// Sends a call and reads its reply, once.
@@ -119,16 +115,16 @@ impl Attempt {
         let mut request = Request::new(Full::new(outbound.body.clone()));
         *request.uri_mut() = outbound.head.target.clone().into();
         *request.method_mut() = outbound.head.method.clone();
-        *request.headers_mut() = match &self.0.protocol {
+        *request.headers_mut() = match &self.protocol {
             Protocol::Http1(_) if outbound.is_repeated_only_unsent() => {
                 outbound.head.headers.take()
             }
             _ => outbound.head.headers.to_send(),
         };
         attempt.inject(request.headers_mut());
-        let call_timeout = self.0.call_timeout;
+        let call_timeout = self.call_timeout;
         let deadline = now + call_timeout;
-        let exchange = match &self.0.protocol {
+        let exchange = match &self.protocol {
             Protocol::Http1(lines) => Either::Left(lines.clone().exchange(request, deadline)),
             Protocol::Negotiated(negotiated) => {
                 let exchange = clock::by(deadline, negotiated.exchange(request));

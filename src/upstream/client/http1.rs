@@ -45,14 +45,9 @@ pub(super) struct Lines {
 
 /// One of them, which is not in use or in use by one call.
 pub(super) struct Line {
-    carrier: Carrier,
-    alarm: Alarm,
-}
-
-/// What carries the calls.
-struct Carrier {
     sender: SendRequest<Full<Bytes>>,
     driven: Driven,
+    alarm: Alarm,
 }
 
 /// TCP or TLS in service, a pipe in tests.
@@ -154,13 +149,9 @@ impl Lines {
         };
         async move {
             let request = match begun {
-                Ok(mut sent) => match sent.reply_by(deadline).await? {
-                    Ok(whole) => {
-                        self.idle.put(sent.line, whole.at);
-                        return Some(Done::Sent(Ok(whole)));
-                    }
-                    Err(Broken::Lost(why)) => return Some(Done::Sent(Err(Failure::Lost(why)))),
-                    Err(Broken::Unsent(request)) => request,
+                Ok(sent) => match self.finish(sent, deadline).await? {
+                    Ok(done) => return Some(done),
+                    Err(unsent) => unsent,
                 },
                 Err(request) => request,
             };
@@ -184,20 +175,32 @@ impl Lines {
                     Err(why) => return Some(Done::Unsent(why, request)),
                 },
             };
-            let mut sent = line.send(*request);
-            match sent.reply_by(deadline).await? {
-                Ok(whole) => {
-                    self.idle.put(sent.line, whole.at);
-                    return Some(Done::Sent(Ok(whole)));
-                }
-                Err(Broken::Lost(why)) => return Some(Done::Sent(Err(Failure::Lost(why)))),
-                Err(Broken::Unsent(back)) if is_new => {
+            match self.finish(line.send(*request), deadline).await? {
+                Ok(done) => return Some(done),
+                Err(unsent) if is_new => {
                     let why = "it closes new connections".to_owned();
-                    return Some(Done::Unsent(why, back));
+                    return Some(Done::Unsent(why, unsent));
                 }
-                Err(Broken::Unsent(back)) => request = back,
+                Err(unsent) => request = unsent,
             }
         }
+    }
+
+    /// Reads the reply and keeps the connection for the next; gives back a request that it did not
+    /// write.
+    async fn finish(
+        &self,
+        mut sent: Sent,
+        deadline: Instant,
+    ) -> Option<Result<Done, Box<Request<Full<Bytes>>>>> {
+        Some(match sent.reply_by(deadline).await? {
+            Ok(whole) => {
+                self.idle.put(sent.line, whole.at);
+                Ok(Done::Sent(Ok(whole)))
+            }
+            Err(Broken::Lost(why)) => Ok(Done::Sent(Err(Failure::Lost(why)))),
+            Err(Broken::Unsent(request)) => Err(request),
+        })
     }
 
     async fn connect(&self, deadline: Instant) -> Result<Box<Line>, String> {
@@ -212,10 +215,8 @@ impl Line {
         // The kernel takes one piece of memory for less than two.
         let (sender, connection) = Builder::new().writev(false).handshake(transport).await?;
         Ok(Line {
-            carrier: Carrier {
-                sender,
-                driven: Driven::new(connection),
-            },
+            sender,
+            driven: Driven::new(connection),
             alarm: Alarm::default(),
         })
     }
@@ -223,23 +224,21 @@ impl Line {
     /// Whether it can carry a call, as far as was known when it was used last. If the upstream has closed
     /// it since, it reads that before it writes, and gives the request back.
     pub(super) fn is_ready(&mut self) -> bool {
-        self.carrier.sender.is_ready() || self.is_open()
+        self.sender.is_ready() || self.is_open()
     }
 
     /// Whether the upstream has not closed it.
     pub(super) fn is_open(&mut self) -> bool {
-        let Carrier { sender, driven } = &mut self.carrier;
-        driven.go_on(&mut Context::from_waker(Waker::noop()));
-        sender.is_ready()
+        self.driven.go_on(&mut Context::from_waker(Waker::noop()));
+        self.sender.is_ready()
     }
 
     /// Hands it a request. Nothing is written before the reply is waited for.
     fn send(mut self: Box<Self>, request: Request<Full<Bytes>>) -> Sent {
-        let Carrier { sender, driven } = &mut self.carrier;
         // That there is something to write need wake nobody: it is driven next.
-        driven.quiet.begin();
-        let response = Box::pin(sender.try_send_request(request));
-        driven.quiet.end();
+        self.driven.quiet.begin();
+        let response = Box::pin(self.sender.try_send_request(request));
+        self.driven.quiet.end();
         Sent {
             line: self,
             response,
@@ -250,8 +249,8 @@ impl Line {
 impl Sent {
     /// Given up before its end, the connection is of no use any more.
     async fn reply_by(&mut self, deadline: Instant) -> Option<Result<Whole, Broken>> {
-        let Line { carrier, alarm } = &mut *self.line;
-        let reply = pin!(carrier.driven.reply(&mut self.response));
+        let Line { driven, alarm, .. } = &mut *self.line;
+        let reply = pin!(driven.reply(&mut self.response));
         alarm.by(deadline, reply).await
     }
 }
