@@ -13,7 +13,6 @@ use std::{
 
 #[cfg(not(all(test, feature = "shuttle")))]
 use futures_util::FutureExt as _;
-
 use parking_lot::Mutex;
 
 pub use tokio::time::Instant;
@@ -67,7 +66,8 @@ pub async fn by<F: Future>(at: Instant, future: F) -> Option<F::Output> {
 }
 
 /// Ends what takes too long, one after the other. A wait for each would have to be entered among those of
-/// the runtime and taken out again; this one stays, and when it is over looks whether it was meant. Of the runtime, not of a model.
+/// the runtime and taken out again; this one stays, and when it is over looks whether it was meant. Of the
+/// runtime, not of a model.
 pub struct Alarm {
     wait: Pin<Box<tokio::time::Sleep>>,
     /// Whose waker it has: while it has not rung that is kept there, so that no other has its address.
@@ -86,9 +86,7 @@ impl Default for Alarm {
 impl Alarm {
     /// Ready when `at` has come; until then whoever polls is woken for the times of others, too.
     pub fn poll_until(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        // One that has not been polled would wake its task at once, for nothing.
-        let has_rung = self.registered.is_none() || self.wait.is_elapsed();
-        if has_rung || self.wait.deadline() > at {
+        if self.has_rung() || self.wait.deadline() > at {
             self.wait.as_mut().reset(at);
         } else if self.is_set(cx) {
             return Poll::Pending;
@@ -96,7 +94,6 @@ impl Alarm {
         self.registered = Some(cx.waker().data().addr());
         while self.wait.as_mut().poll(cx).is_ready() {
             if self.wait.deadline() >= at {
-                self.registered = None;
                 return Poll::Ready(());
             }
             self.wait.as_mut().reset(at);
@@ -106,7 +103,12 @@ impl Alarm {
 
     /// Whether it will wake whoever asks, sooner or later.
     pub fn is_set(&self, cx: &Context<'_>) -> bool {
-        self.registered == Some(cx.waker().data().addr()) && !self.wait.is_elapsed()
+        !self.has_rung() && self.registered == Some(cx.waker().data().addr())
+    }
+
+    /// Or was never polled: that would wake its task at once, for nothing.
+    fn has_rung(&self) -> bool {
+        self.registered.is_none() || self.wait.is_elapsed()
     }
 
     /// What comes of `future`; `None` if it is not ready by `at`.

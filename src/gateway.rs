@@ -40,6 +40,7 @@ use crate::{
     upstream::{
         Failure, Outbound,
         client::drop_hop_by_hop,
+        meter::admit_now,
         trip::{Answer, Facts, Trip},
     },
     validate::{self, Terms},
@@ -118,11 +119,6 @@ impl Gateway {
         self.answer(Grace::Awaited, caller, head, body).await
     }
 
-    /// Ready when what is being served is not served any longer.
-    pub(crate) fn grace_is_over(&self) -> impl Future<Output = ()> {
-        self.lifecycle.reached(Phase::Expired)
-    }
-
     /// The same as [`handle`](Self::handle), with the end of the grace noticed by these means.
     pub(crate) async fn answer<F>(
         &self,
@@ -152,7 +148,7 @@ impl Gateway {
         let served = tokio::select! {
             biased;
             served = self.serve(caller, found, head, body, &mut ending) => served,
-            () = self.grace_is_over(), if grace == Grace::Awaited => Err(draining().into()),
+            () = self.lifecycle.reached(Phase::Expired), if grace == Grace::Awaited => Err(draining().into()),
             () = self.lifecycle.is_seen(Phase::Expired), if grace == Grace::Seen => {
                 Err(draining().into())
             }
@@ -358,7 +354,7 @@ impl Gateway {
             key: None,
             command: self.lanes.quota.command(head.target.path(), app),
         };
-        let permit = self.permit_at_once(&scopes);
+        let permit = admit_now(&self.lanes.upstream.breaker, &scopes);
         let mut place = None;
         if permit.is_none() {
             self.admit(&scopes, deadline)?;
@@ -376,7 +372,7 @@ impl Gateway {
         let scopes = Scopes { key: None, command };
         self.admit(&scopes, call.deadline)?;
         let start = |deadline| {
-            let permit = self.permit_at_once(&scopes);
+            let permit = admit_now(&self.lanes.upstream.breaker, &scopes);
             let place = match &permit {
                 Some(_) => None,
                 None => Some(self.place(call.body.len())?),
@@ -487,14 +483,6 @@ impl Gateway {
             refusal,
             facts: Some(facts),
         }
-    }
-
-    /// A permit for a call that waits for no key, if it need not wait at all.
-    fn permit_at_once(&self, scopes: &Scopes) -> Option<Permit> {
-        if !self.lanes.upstream.breaker.is_closed() {
-            return None;
-        }
-        scopes.try_acquire()
     }
 
     /// Refuses at once what cannot be served in time, of calls that wait for no key.

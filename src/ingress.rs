@@ -293,7 +293,7 @@ pub async fn connection<IO>(
     tokio::pin!(connection);
     let draining = lifecycle.reached(Phase::Draining);
     tokio::pin!(draining);
-    let expired = gateway.grace_is_over();
+    let expired = lifecycle.reached(Phase::Expired);
     tokio::pin!(expired);
     let mut has_expired = false;
     let mut ending = false;

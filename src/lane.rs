@@ -32,7 +32,6 @@ use crate::{
     quota::{
         counting::Counting,
         local::Quota,
-        permit::Permit,
         scopes::{Forecast, Scopes},
         slots::{CommandSlots, Slots, View as WindowView},
         window::Pace,
@@ -41,6 +40,7 @@ use crate::{
     sync::{self, Mutex, MutexGuard, Notify},
     upstream::{
         Upstream,
+        meter::admit_now,
         trip::{Answer, Facts, Trip},
     },
 };
@@ -202,7 +202,10 @@ impl Lanes {
         let lane = shard.get(&key).cloned();
         let is_new = lane.is_none();
         let lane = lane.unwrap_or_else(|| self.lane(key, &call));
-        if is_new && let Some(permit) = self.permit_at_once(&lane, &call, pairs) {
+        if is_new
+            && let Some(permit) =
+                admit_now(&self.upstream.breaker, &self.scopes(&lane, &call, pairs))
+        {
             shard.insert(lane.key.clone(), lane.clone());
             drop(shard);
             let alone = self.send_alone(lane, call, permit);
@@ -252,13 +255,6 @@ impl Lanes {
             answer: receiver,
             deadline,
         }))
-    }
-
-    fn permit_at_once(&self, lane: &Lane, call: &Call, pairs: u32) -> Option<Permit> {
-        if !self.upstream.breaker.is_closed() {
-            return None;
-        }
-        self.scopes(lane, call, pairs).try_acquire()
     }
 
     fn forecast(&self, lane: &Lane, state: &mut State, call: &Call, pairs: u32) -> Forecast {

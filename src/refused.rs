@@ -4,11 +4,7 @@
 //! that account. So the same bytes are answered here for a few seconds, and never another
 //! caller's.
 
-use std::{
-    fmt,
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
-};
+use std::{fmt, sync::OnceLock, time::Duration};
 
 use moka::sync::Cache;
 use parking_lot::Mutex;
@@ -33,10 +29,8 @@ const REMEMBERED_THROTTLE: Duration = Duration::from_secs(60);
 /// `until` on the gateway's clock, so that an eviction changes no answer but the number of calls.
 pub struct RefusedCredentials {
     memories: Cache<Digest, Memory>,
-    /// When the last of them ends: hardly ever is there one, and then nothing is looked up.
-    latest: Mutex<Option<Instant>>,
-    /// Whether there ever was one: each call asks, and most gateways never see any.
-    has_any: AtomicBool,
+    /// When the last of them ends, once there was one: each call asks, and most gateways never see any.
+    latest: OnceLock<Mutex<Instant>>,
 }
 
 #[derive(Clone, Copy)]
@@ -54,8 +48,7 @@ impl RefusedCredentials {
             .build();
         RefusedCredentials {
             memories,
-            latest: Mutex::new(None),
-            has_any: AtomicBool::new(false),
+            latest: OnceLock::new(),
         }
     }
 
@@ -71,9 +64,8 @@ impl RefusedCredentials {
         let until = now + length;
         self.memories
             .insert(key(credentials), Memory { code, until });
-        self.has_any.store(true, Ordering::Release);
-        let mut latest = self.latest.lock();
-        *latest = (*latest).max(Some(until));
+        let mut latest = self.latest.get_or_init(|| Mutex::new(until)).lock();
+        *latest = until.max(*latest);
         drop(latest);
         if is_news && credentials.signed_by == SignedBy::Gateway {
             tracing::error!(
@@ -88,9 +80,8 @@ impl RefusedCredentials {
 
     /// The refusal, if these credentials were refused a moment ago.
     pub fn check(&self, credentials: &Credentials, now: Instant) -> Result<(), Refusal> {
-        if !self.has_any.load(Ordering::Acquire)
-            || self.latest.lock().is_none_or(|latest| latest <= now)
-        {
+        let latest = self.latest.get().map(|latest| *latest.lock());
+        if latest.is_none_or(|latest| latest <= now) {
             return Ok(());
         }
         match self

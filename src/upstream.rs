@@ -17,19 +17,14 @@ pub mod retry;
 pub mod sign;
 pub mod trip;
 
-use std::{
-    future::ready,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tower::{
-    Service, ServiceExt as _,
+    ServiceExt as _,
     retry::{Retry, budget::Budget as _},
+    service_fn,
 };
 
 use crate::{
@@ -192,12 +187,18 @@ impl Upstream {
         if retry::classify(outbound.command, &first) == Verdict::Final {
             return first;
         }
+        let (mut first, meter) = (Some(first), self.meter.clone());
+        let attempts = service_fn(move |outbound: Arc<Outbound>| {
+            let (first, meter) = (first.take(), meter.clone());
+            async move {
+                match first {
+                    Some(first) => first,
+                    None => meter.attempt(&outbound).await,
+                }
+            }
+        });
         // Few calls come here, and tower's futures would be moved with each.
-        let begun = Begun {
-            first: Some(first),
-            meter: self.meter.clone(),
-        };
-        Box::pin(Retry::new(self.repeats.clone(), begun).oneshot(outbound)).await
+        Box::pin(Retry::new(self.repeats.clone(), attempts).oneshot(outbound)).await
     }
 
     /// From now on these settings hold. A budget that has changed begins anew.
@@ -206,30 +207,5 @@ impl Upstream {
         if old.budget.to_bits() != new.budget.to_bits() {
             self.budget.store(retry::budget(new));
         }
-    }
-}
-
-/// What is repeated: a call whose first attempt has been made.
-#[derive(Clone)]
-struct Begun {
-    first: Option<Result<Reply, Failure>>,
-    meter: Meter,
-}
-
-impl Service<Arc<Outbound>> for Begun {
-    type Response = Reply;
-    type Error = Failure;
-    type Future = BoxFuture<Result<Reply, Failure>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, outbound: Arc<Outbound>) -> Self::Future {
-        if let Some(first) = self.first.take() {
-            return Box::pin(ready(first));
-        }
-        let meter = self.meter.clone();
-        Box::pin(async move { meter.attempt(&outbound).await })
     }
 }

@@ -245,12 +245,8 @@ fn distinct_names<'a>(names: impl Iterator<Item = &'a str>) -> usize {
     if names.len() > FEW {
         return names.into_iter().collect::<HashSet<_>>().len();
     }
-    let is_new = |(at, name)| !names[..at].contains(name);
-    names
-        .iter()
-        .enumerate()
-        .filter(|&(at, name)| is_new((at, name)))
-        .count()
+    let is_new = |&at: &usize| !names[..at].contains(&names[at]);
+    (0..names.len()).filter(is_new).count()
 }
 
 /// As many as a call may have: to compare each with each is cheaper than to hash them.

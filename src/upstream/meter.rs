@@ -33,6 +33,15 @@ struct Own {
     ids: LogIds,
 }
 
+/// A permit, if the upstream can be reached and there is a slot in every window now.
+pub fn admit_now(breaker: &Breaker, scopes: &Scopes) -> Option<Permit> {
+    if breaker.is_closed() {
+        scopes.try_acquire()
+    } else {
+        None
+    }
+}
+
 /// Waits until the upstream can be reached and there is a slot in every window. Cancel safe.
 pub async fn admit(breaker: &Breaker, scopes: &Scopes) -> Permit {
     breaker.passable().await;
@@ -64,7 +73,9 @@ impl Meter {
     /// One attempt, as soon as it may leave.
     pub async fn attempt(&self, outbound: &Arc<Outbound>) -> Result<Reply, Failure> {
         let own = &*self.0;
-        let (mut permit, leave) = match permit_now(&own.breaker, outbound) {
+        let brought = outbound.permit.lock().take();
+        let taken = brought.and_then(|permit| with_leave(&own.breaker, outbound, permit));
+        let (mut permit, leave) = match taken {
             Some(taken) => taken,
             // Its future is large, and most calls need not wait.
             None => Box::pin(permit(&own.breaker, outbound)).await?,
@@ -127,20 +138,6 @@ impl Meter {
         }
         outcome
     }
-}
-
-/// The permit that the call brought, or one that is there now; and the breaker's leave with it. `None`
-/// if it has to be waited for.
-fn permit_now(breaker: &Arc<Breaker>, outbound: &Outbound) -> Option<(Permit, Leave)> {
-    let brought = outbound.permit.lock().take();
-    let permit = match brought {
-        Some(permit) => permit,
-        None if breaker.is_closed() && outbound.trip.last_deadline().is_some() => {
-            outbound.scopes.try_acquire()?
-        }
-        None => return None,
-    };
-    with_leave(breaker, outbound, permit)
 }
 
 /// A permit of its own, as soon as there is one, and the breaker's leave with it.

@@ -23,8 +23,8 @@ pub struct Trip {
     attempts: AtomicU32,
     unreached: AtomicU32,
     upstream_nanos: AtomicU64,
-    has_place: bool,
-    place: Mutex<Option<Place>>,
+    /// While it waits; none of a call that need not.
+    place: Option<Mutex<Option<Place>>>,
     audience: Audience,
     /// Where its attempts are recorded.
     pub span: Span,
@@ -86,8 +86,7 @@ impl Trip {
     #[must_use]
     pub fn in_place(self, place: Option<Place>) -> Trip {
         Trip {
-            has_place: place.is_some(),
-            place: Mutex::new(place),
+            place: place.map(|place| Mutex::new(Some(place))),
             ..self
         }
     }
@@ -117,8 +116,7 @@ impl Trip {
             attempts: AtomicU32::new(0),
             unreached: AtomicU32::new(0),
             upstream_nanos: AtomicU64::new(0),
-            has_place: false,
-            place: Mutex::new(None),
+            place: None,
             audience,
             span,
             target: None,
@@ -137,8 +135,10 @@ impl Trip {
 
     /// An attempt is about to leave.
     pub fn departed(&self) {
-        if self.attempts.fetch_add(1, Ordering::Relaxed) == 0 && self.has_place {
-            self.place.lock().take();
+        if self.attempts.fetch_add(1, Ordering::Relaxed) == 0
+            && let Some(place) = &self.place
+        {
+            place.lock().take();
         }
     }
 

@@ -383,10 +383,7 @@ async fn a_call_that_found_nobody_at_first_should_arrive_as_it_came() {
     let address = listener.local_addr().unwrap();
     drop(listener);
     let gateway = Gateway::start(&format!("http://{address}"), &[]).await;
-    for (number, target) in [ODD.to_owned(), format!("{SET}?{QUERY}")]
-        .iter()
-        .enumerate()
-    {
+    for target in &[ODD.to_owned(), format!("{SET}?{QUERY}")] {
         let body = r#"{"GroupId":"g","GroupAttr":[{"key":"k","value":"v"}]}"#;
         let head = "X-Odd: 1\r\nX-Odd: 2\r\nContent-Type: text/odd\r\n";
         let request = request("POST", target, head, body.as_bytes());
@@ -406,7 +403,7 @@ async fn a_call_that_found_nobody_at_first_should_arrive_as_it_came() {
         let (answer, arrived) = tokio::join!(gateway.call(&request), upstream);
         assert_eq!(answer.one("x-chat-gateway-origin"), "upstream", "{target}");
         let attempts: u32 = answer.one("x-chat-gateway-attempts").parse().unwrap();
-        assert!(attempts > 1, "{number}: {attempts}");
+        assert!(attempts > 1, "{target}: {attempts}");
         assert_eq!(arrived.start, format!("POST {target} HTTP/1.1"));
         assert_eq!(arrived.all("x-odd"), ["1", "2"]);
         assert_eq!(arrived.one("content-type"), "text/odd");
