@@ -116,20 +116,19 @@ impl Gateway {
     where
         F: Future<Output = Body>,
     {
+        let body = async || body.await;
         self.answer(Grace::Awaited, caller, head, body).await
     }
 
-    /// The same as [`handle`](Self::handle), with the end of the grace noticed by these means.
-    pub(crate) async fn answer<F>(
+    /// The same as [`handle`](Self::handle), with the end of the grace noticed by these means. The body is
+    /// read where a call waits later, so that it has no memory of its own.
+    pub(crate) async fn answer(
         &self,
         grace: Grace,
         caller: Caller,
         head: &mut Parts,
-        body: F,
-    ) -> Response<Bytes>
-    where
-        F: Future<Output = Body>,
-    {
+        body: impl AsyncFnOnce() -> Body,
+    ) -> Response<Bytes> {
         let received = clock::now();
         let found = self.find(head.uri.path());
         let label = found.label();
@@ -202,21 +201,19 @@ impl Gateway {
         }
     }
 
-    async fn serve<F>(
+    async fn serve(
         &self,
         caller: Caller,
         found: Found,
         head: &mut Parts,
-        body: F,
+        body: impl AsyncFnOnce() -> Body,
         ending: &mut Ending<'_>,
-    ) -> Result<Answer, NoAnswer>
-    where
-        F: Future<Output = Body>,
-    {
+    ) -> Result<Answer, NoAnswer> {
         // Whoever may not call is not read either.
         let caller = self.enter(caller, found.command(), head)?;
-        let body = body.await?;
-        let answer = match self.begin(caller, found, head, body, ending)? {
+        let body = body().await?;
+        let begun = self.begin(caller, found, head, body, ending)?;
+        let answer = match begun {
             Begun::InLane(waiting) => waiting.answer().await,
             Begun::Own(running, trip, deadline) => self.wait(running, &trip, deadline).await,
             Begun::Shared(reading, deadline) => {

@@ -4,18 +4,15 @@
 mod activity;
 mod forwarded;
 mod hygiene;
+mod read;
 mod woken;
 
-use std::{convert::Infallible, future::Future, net, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, net, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::future::poll_immediate;
 use http::{Method, Request, Response, StatusCode, Version};
-use http_body_util::{BodyExt as _, Full};
-use hyper::{
-    body::{Body as _, Incoming},
-    service::service_fn,
-};
+use http_body_util::Full;
+use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -29,15 +26,11 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
-    admission,
-    body::Pieces,
     bound::Bound,
     call::Caller,
     clock,
     config::InForce,
-    error::{self, Reason, Refusal},
-    gateway::{Body, Gateway, Grace},
-    lane::room::Room,
+    gateway::{Gateway, Grace},
     metrics::Metrics,
     shutdown::{FLUSH, Lifecycle, Phase},
     tls,
@@ -46,14 +39,8 @@ use crate::{
 };
 use activity::{Activity, Serving, Timeouts};
 use hygiene::HeadLimits;
+use read::BodyLimits;
 use woken::{Bell, Woken};
-
-/// What is read and thrown away of a body that is too large, so that its sender gets to read the
-/// answer instead of a reset connection.
-const DISCARDED: usize = 16 << 20;
-
-/// How long that may take.
-const DISCARDING: Duration = Duration::from_secs(2);
 
 /// hyper answers a head that does not fit into its buffer by itself, without the API's envelope:
 /// its buffer is so much larger than `listen.max_header_bytes` that most never meet it.
@@ -85,9 +72,8 @@ const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// The limits of what comes in.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
-    max_body: usize,
     head: HeadLimits,
-    body_timeout: Duration,
+    body: BodyLimits,
     timeouts: Timeouts,
     streams: u32,
     /// How callers reach this port, if the API is told.
@@ -98,12 +84,14 @@ impl Limits {
     fn of(settings: &InForce) -> Limits {
         let listen = &settings.get().listen;
         Limits {
-            max_body: listen.max_body,
             head: HeadLimits {
                 headers: listen.max_headers,
                 bytes: listen.max_header_bytes,
             },
-            body_timeout: listen.body_timeout,
+            body: BodyLimits {
+                bytes: listen.max_body,
+                time: listen.body_timeout,
+            },
             timeouts: Timeouts {
                 header: listen.header_timeout,
                 idle: listen.idle_timeout,
@@ -392,6 +380,8 @@ fn answer(
 ) -> impl Future<Output = Result<Response<Full<Bytes>>, Infallible>> {
     let (mut head, incoming) = request.into_parts();
     let hygiene = hygiene::check(&head, limits.head);
+    let mut unread = Some((hygiene, incoming));
+    let limits_of_body = limits.body;
     let is_tunnel = head.method == Method::CONNECT;
     let grace = match head.version {
         Version::HTTP_2 => Grace::Awaited,
@@ -403,10 +393,11 @@ fn answer(
     }
     async move {
         serving.connection().taken().await;
-        let body = pin!(async {
+        let body = async || {
+            let (hygiene, incoming) = unread.take().expect("it is read once");
             hygiene?;
-            read(incoming, &limits, gateway.room()).await
-        });
+            read::whole(incoming, &limits_of_body, gateway.room()).await
+        };
         let mut response = gateway.answer(grace, caller, &mut head, body).await;
         if is_tunnel {
             // Whatever `listen.status_codes`: any 2xx would open the tunnel (RFC 9110, 9.3.6).
@@ -415,78 +406,6 @@ fn answer(
         drop(serving);
         Ok(response.map(Full::new))
     }
-}
-
-/// The whole body, under the limits of size and time.
-async fn read(mut body: Incoming, limits: &Limits, room: &Room) -> Body {
-    let mut held = room.reading();
-    let length = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-    let whole = async {
-        if length > limits.max_body {
-            return Err(Box::pin(too_large(limits, body)).await);
-        }
-        let mut whole = Pieces::default();
-        // That it is whole is known before the next look would say so.
-        while !body.is_end_stream()
-            && let Some(frame) = body.frame().await
-        {
-            let frame = frame.map_err(|error| broken(&error))?;
-            let Ok(data) = frame.into_data() else {
-                continue;
-            };
-            if whole.len() + data.len() > limits.max_body {
-                return Err(Box::pin(too_large(limits, body)).await);
-            }
-            if let Err(full) = held.grow(data.len()) {
-                return Err(admission::no_room(error::API_LIMIT.into(), full));
-            }
-            whole.push(data);
-        }
-        Ok(whole.whole())
-    };
-    let mut whole = pin!(whole);
-    // Most are here with their heads, and need no timer.
-    if let Some(body) = poll_immediate(whole.as_mut()).await {
-        return body;
-    }
-    Box::pin(within(limits.body_timeout, whole))
-        .await
-        .unwrap_or_else(|| {
-            let info = format!(
-                "the body was not here within listen.body_timeout, {}",
-                humantime::format_duration(limits.body_timeout)
-            );
-            Err(Refusal::invalid(error::BAD_REQUEST, info).at(Bound::BodyTime))
-        })
-}
-
-async fn too_large(limits: &Limits, mut rest: Incoming) -> Refusal {
-    let mut discarded = 0;
-    let discard = async {
-        while let Some(Ok(frame)) = rest.frame().await {
-            discarded += frame.data_ref().map_or(0, Bytes::len);
-            if discarded > DISCARDED {
-                return;
-            }
-        }
-    };
-    within(DISCARDING, discard).await;
-    Refusal::new(
-        Reason::TooLarge,
-        error::BAD_REQUEST,
-        format!(
-            "the body is larger than listen.max_body, {} bytes",
-            limits.max_body
-        ),
-    )
-    .at(Bound::Body)
-}
-
-fn broken(error: &hyper::Error) -> Refusal {
-    Refusal::invalid(
-        error::BAD_REQUEST,
-        format!("the body could not be read: {error}"),
-    )
 }
 
 fn within<F: Future>(limit: Duration, future: F) -> impl Future<Output = Option<F::Output>> {
