@@ -155,6 +155,18 @@ mod tests {
         assert_eq!(each[1..], vec![3; count()]);
     }
 
+    #[test]
+    fn a_task_that_is_counted_should_lie_in_memory_once() {
+        let task = async {
+            let large = [0_u8; 4_096];
+            std::future::pending::<()>().await;
+            assert_eq!(large[0], 0);
+        };
+        let alone = size_of_val(&task);
+        let counted = size_of_val(&counted(Arc::default(), task));
+        assert!(counted < alone + 64, "{counted} bytes, {alone} without");
+    }
+
     #[tokio::test]
     async fn a_worker_should_outlive_a_task_that_panics_and_end_when_nobody_can_give_it_any() {
         let (told, mut tell) = mpsc::channel(count());
