@@ -63,7 +63,7 @@ pub struct Gateway {
 }
 
 /// How a call learns that the grace of a gateway that stops is over.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 pub(crate) enum Grace {
     /// It is woken.
     Awaited,
@@ -147,10 +147,7 @@ impl Gateway {
         let served = tokio::select! {
             biased;
             served = self.serve(caller, found, head, body, &mut ending) => served,
-            () = self.lifecycle.reached(Phase::Expired), if grace == Grace::Awaited => Err(draining().into()),
-            () = self.lifecycle.is_seen(Phase::Expired), if grace == Grace::Seen => {
-                Err(draining().into())
-            }
+            () = self.grace_is_over(grace) => Err(draining().into()),
         };
         let Rendered {
             outcome,
@@ -180,6 +177,13 @@ impl Gateway {
             own.insert(headers::ATTEMPTS, headers::number(facts.attempts));
         }
         response
+    }
+
+    async fn grace_is_over(&self, grace: Grace) {
+        match grace {
+            Grace::Awaited => self.lifecycle.reached(Phase::Expired).await,
+            Grace::Seen => self.lifecycle.is_seen(Phase::Expired).await,
+        }
     }
 
     /// Who calls, by his token if there are tokens.

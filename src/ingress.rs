@@ -169,7 +169,7 @@ impl Ingress {
         let Some(tls) = &self.tls else {
             return connection(stream, caller, gateway, settings, &self.lifecycle).await;
         };
-        // In a box: it is twice as large, and connections without it have room for both.
+        // In a box: it takes twice as much, and connections without TLS would have room for it.
         Box::pin(async {
             if let Some(stream) = self.shake_hands(stream, tls.get()).await {
                 connection(stream, caller, gateway, settings, &self.lifecycle).await;
@@ -385,7 +385,6 @@ fn answer(
     let (mut head, incoming) = request.into_parts();
     let hygiene = hygiene::check(&head, limits.head);
     let mut unread = Some((hygiene, incoming));
-    let limits_of_body = limits.body;
     let is_tunnel = head.method == Method::CONNECT;
     let grace = match head.version {
         Version::HTTP_2 => Grace::Awaited,
@@ -400,7 +399,7 @@ fn answer(
         let body = async || {
             let (hygiene, incoming) = unread.take().expect("it is read once");
             hygiene?;
-            read::whole(incoming, &limits_of_body, gateway.room()).await
+            read::whole(incoming, &limits.body, gateway.room()).await
         };
         let mut response = gateway.answer(grace, caller, &mut head, body).await;
         if is_tunnel {

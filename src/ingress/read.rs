@@ -31,13 +31,6 @@ pub(super) struct BodyLimits {
     pub(super) time: Duration,
 }
 
-/// A body that is being read.
-struct Reading<'a> {
-    body: Incoming,
-    limit: usize,
-    held: room::Reading<'a>,
-}
-
 /// Why it is not read to its end.
 enum Stop {
     TooLarge,
@@ -45,53 +38,50 @@ enum Stop {
 }
 
 /// The whole body.
-pub(super) async fn whole(body: Incoming, limits: &BodyLimits, room: &Room) -> Body {
-    let mut reading = Reading {
-        body,
-        limit: limits.bytes,
-        held: room.reading(),
-    };
+pub(super) async fn whole(mut body: Incoming, limits: &BodyLimits, room: &Room) -> Body {
+    let mut held = room.reading();
     let read = {
-        let mut rest = pin!(reading.rest());
+        let mut pieces = pin!(pieces(&mut body, limits.bytes, &mut held));
         // Most are here with their heads, and need no timer.
-        match poll_immediate(rest.as_mut()).await {
+        match poll_immediate(pieces.as_mut()).await {
             Some(read) => Some(read),
-            None => Box::pin(within(limits.time, rest)).await,
+            None => Box::pin(within(limits.time, pieces)).await,
         }
     };
     match read {
         Some(Ok(body)) => Ok(body),
         Some(Err(Stop::Refused(refusal))) => Err(refusal),
-        Some(Err(Stop::TooLarge)) => Err(Box::pin(too_large(limits, reading.body)).await),
+        Some(Err(Stop::TooLarge)) => Err(Box::pin(too_large(limits, body)).await),
         None => Err(too_late(limits)),
     }
 }
 
-impl Reading<'_> {
-    async fn rest(&mut self) -> Result<Bytes, Stop> {
-        let length = usize::try_from(self.body.size_hint().lower()).unwrap_or(usize::MAX);
-        if length > self.limit {
+async fn pieces(
+    body: &mut Incoming,
+    limit: usize,
+    held: &mut room::Reading<'_>,
+) -> Result<Bytes, Stop> {
+    let length = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if length > limit {
+        return Err(Stop::TooLarge);
+    }
+    let mut whole = Pieces::default();
+    // That it is whole is known before the next look would say so.
+    while !body.is_end_stream()
+        && let Some(frame) = body.frame().await
+    {
+        let frame = frame.map_err(|error| Stop::Refused(broken(&error)))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        if whole.len() + data.len() > limit {
             return Err(Stop::TooLarge);
         }
-        let mut whole = Pieces::default();
-        // That it is whole is known before the next look would say so.
-        while !self.body.is_end_stream()
-            && let Some(frame) = self.body.frame().await
-        {
-            let frame = frame.map_err(|error| Stop::Refused(broken(&error)))?;
-            let Ok(data) = frame.into_data() else {
-                continue;
-            };
-            if whole.len() + data.len() > self.limit {
-                return Err(Stop::TooLarge);
-            }
-            self.held
-                .grow(data.len())
-                .map_err(|full| Stop::Refused(admission::no_room(error::API_LIMIT.into(), full)))?;
-            whole.push(data);
-        }
-        Ok(whole.whole())
+        held.grow(data.len())
+            .map_err(|full| Stop::Refused(admission::no_room(error::API_LIMIT.into(), full)))?;
+        whole.push(data);
     }
+    Ok(whole.whole())
 }
 
 async fn too_large(limits: &BodyLimits, mut rest: Incoming) -> Refusal {
