@@ -19,7 +19,7 @@ use crate::{
     catalogue::{self, Action, Command, Repeat},
     config::{self, Config},
     json::{Node, Object},
-    sharded::Shard,
+    sharded::Map,
     trace::Span,
     validate::{self, Terms},
 };
@@ -39,14 +39,14 @@ pub struct Rule {
 
 /// Every rule, by the path of its command.
 #[derive(Clone, Debug, Default)]
-pub struct Rules(Shard<&'static str, &'static Rule>);
+pub struct Rules(Map<&'static str, &'static Rule>);
 
 impl Rules {
     /// The rules of the settings. They stay in memory for as long as the process runs.
     pub fn new(config: &Config) -> Rules {
         let mut names: HashSet<&str> = catalogue::COMMANDS.iter().map(|known| known.name).collect();
         names.insert(catalogue::OTHER);
-        let mut rules = Shard::default();
+        let mut rules = Map::default();
         for rule in &config.rules {
             let last = rule.command.rsplit('/').next().unwrap_or(&rule.command);
             // A label for each command: where the last part is taken, the whole.

@@ -12,13 +12,13 @@ use crate::sync::{Mutex, MutexGuard};
 
 const SHARDS: usize = 64;
 
-/// One part of the map.
-pub type Shard<K, V> = HashMap<K, V, Hashes>;
+/// A map that hashes as all do.
+pub type Map<K, V> = HashMap<K, V, Hashes>;
 
 /// A map in parts, each under its own lock. Keys are callers' words, so they are hashed with a
 /// random key.
 pub struct Sharded<K, V> {
-    shards: [Mutex<Shard<K, V>>; SHARDS],
+    shards: [Mutex<Map<K, V>>; SHARDS],
     hashes: Hashes,
 }
 
@@ -26,19 +26,18 @@ pub struct Sharded<K, V> {
 #[derive(Clone, Copy, Debug)]
 pub struct Hashes(&'static RandomState);
 
-static HASHES: OnceLock<RandomState> = OnceLock::new();
-
-impl Hashes {
-    /// From the start on the same in every process, and so is the order in which maps are gone
-    /// through: a test can be replayed. Without effect once there is a map.
-    pub fn fix() {
-        HASHES.get_or_init(|| RandomState::with_seeds(1, 2, 3, 4));
-    }
-}
-
 impl Default for Hashes {
+    /// With a random key. Not in a build for debugging: there a test that goes through a map does
+    /// so in the same order whenever it is replayed.
     fn default() -> Hashes {
-        Hashes(HASHES.get_or_init(RandomState::new))
+        static HASHES: OnceLock<RandomState> = OnceLock::new();
+        Hashes(HASHES.get_or_init(|| {
+            if cfg!(debug_assertions) {
+                RandomState::with_seeds(1, 2, 3, 4)
+            } else {
+                RandomState::new()
+            }
+        }))
     }
 }
 
@@ -60,7 +59,7 @@ impl<K: Hash + Eq, V> Sharded<K, V> {
     }
 
     /// The part that holds `key`, locked.
-    pub fn lock(&self, key: &K) -> MutexGuard<'_, Shard<K, V>> {
+    pub fn lock(&self, key: &K) -> MutexGuard<'_, Map<K, V>> {
         // Of the bits that the map within goes by neither the lowest nor the highest are used.
         let index = (self.hashes.hash_one(key) >> 32) % SHARDS as u64;
         let index = usize::try_from(index).expect("less than SHARDS");
@@ -68,7 +67,7 @@ impl<K: Hash + Eq, V> Sharded<K, V> {
     }
 
     /// Every part, locked one after another.
-    pub fn each(&self) -> impl Iterator<Item = MutexGuard<'_, Shard<K, V>>> {
+    pub fn each(&self) -> impl Iterator<Item = MutexGuard<'_, Map<K, V>>> {
         self.shards.iter().map(Mutex::lock)
     }
 }

@@ -8,6 +8,8 @@ pub use parking_lot::{Mutex, MutexGuard};
 #[cfg(not(all(test, feature = "shuttle")))]
 pub use tokio::{spawn, sync::Notify};
 
+pub mod watched;
+
 #[cfg(all(test, feature = "shuttle"))]
 pub use model::{Mutex, MutexGuard, Notify, spawn};
 

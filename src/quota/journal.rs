@@ -28,7 +28,6 @@ pub mod ledger;
 pub mod record;
 
 use std::{
-    collections::HashMap,
     fs::{File, OpenOptions, TryLockError},
     io::{self, Read as _, Write as _},
     os::unix::fs::FileExt as _,
@@ -46,6 +45,7 @@ use self::{
 };
 use crate::{
     clock::{self, Instant},
+    sharded::Map,
     sync::Mutex,
 };
 
@@ -99,7 +99,7 @@ pub struct Summary {
 /// What was remembered at the start and no window was told yet.
 #[derive(Debug, Default)]
 struct Remembered {
-    windows: HashMap<WindowId, Vec<Slot>>,
+    windows: Map<WindowId, Vec<Slot>>,
     /// Slots of each window of a class.
     missing: Vec<(WindowClass, Slot)>,
 }

@@ -23,7 +23,7 @@ use crate::{
     clock::{self, Instant},
     config::{Config, Per},
     rules::interned,
-    sharded::{Shard, Sharded, give_back_memory},
+    sharded::{Map, Sharded, give_back_memory},
     sync::Mutex,
 };
 
@@ -67,8 +67,8 @@ struct Timing {
 
 #[derive(Default)]
 struct Commands {
-    by_path: Shard<Box<str>, Shard<Option<u64>, Arc<CommandSlots>>>,
-    apps: Shard<Option<u64>, Arc<Mutex<Rest>>>,
+    by_path: Map<Box<str>, Map<Option<u64>, Arc<CommandSlots>>>,
+    apps: Map<Option<u64>, Arc<Mutex<Rest>>>,
 }
 
 impl Quota {

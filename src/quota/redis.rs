@@ -79,7 +79,7 @@ use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use redis::{Script, Value};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use self::{
     book::{Book, Pending},
@@ -93,6 +93,7 @@ use crate::{
     clock::{self, Instant},
     config::Config,
     metrics::Metrics,
+    sync::watched::Watched,
 };
 
 /// How late an attempt may leave, from the time at which its slots may be used.
@@ -129,7 +130,7 @@ pub struct Store {
     /// How long who pauses.
     random: Mutex<StdRng>,
     /// Counts changes of what may be spent; whoever waits looks again.
-    epoch: watch::Sender<u64>,
+    epoch: Watched<u64>,
     /// There is something to tell.
     news: Notify,
 }
@@ -288,7 +289,7 @@ impl Store {
             hold: config.state.hold,
             started: now,
             random: Mutex::new(StdRng::seed_from_u64(seed)),
-            epoch: watch::Sender::new(0),
+            epoch: Watched::new(0),
             news: Notify::new(),
         })))
     }
@@ -320,14 +321,12 @@ impl Store {
 
     /// The number of changes of what may be spent so far.
     pub(super) fn epoch(&self) -> u64 {
-        *self.epoch.borrow()
+        self.epoch.get()
     }
 
     /// Waits for a change of what may be spent after `epoch`.
     pub(super) async fn changed(&self, epoch: u64) {
-        let mut changes = self.epoch.subscribe();
-        // The sender lives as long as the store.
-        let _ = changes.wait_for(|now| *now != epoch).await;
+        self.epoch.wait_for(|now| *now != epoch).await;
     }
 
     /// What may be spent of a window of `limit` slots.
@@ -590,7 +589,7 @@ impl Store {
         }
         inner.phase = Phase::Down;
         inner.connection = None;
-        self.epoch.send_modify(|epoch| *epoch += 1);
+        self.epoch.modify(|epoch| *epoch += 1);
     }
 
     /// An attempt has so many slots, until `free_at`; 0 gives them back.

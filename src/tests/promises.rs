@@ -13,7 +13,6 @@ use std::{
 
 use chat_gateway::{
     clock::{self, Instant},
-    sharded::Hashes,
     simulate::{Fault, Limit, QuotaKey, Settings, WindowKind},
 };
 use parking_lot::Mutex;
@@ -603,7 +602,6 @@ pub(crate) fn each_seed(mut check: impl FnMut(u64)) {
         None => 0..number("CHAT_GATEWAY_SEEDS").unwrap_or(100),
     };
     assert!(!seeds.is_empty());
-    Hashes::fix();
     for seed in seeds {
         // Nothing of it is looked at after a failure.
         let checked = std::panic::catch_unwind(AssertUnwindSafe(|| check(seed)));

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::record::{Event, LENGTH, Micros, Record, WindowClass, WindowId};
-use crate::{call::QuotaClass, quota::window::Pace};
+use crate::{call::QuotaClass, quota::window::Pace, sharded::Map};
 
 /// Of how many slots one may be taken before it is written down.
 const ONE_UNWRITTEN_OF: u32 = 50;
@@ -36,13 +36,13 @@ pub struct Paces {
 /// Every window that a file speaks of.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    windows: HashMap<WindowId, Held>,
+    windows: Map<WindowId, Held>,
     /// What is to be added to the times as they are kept here. So a moved clock costs nothing.
     shift: Micros,
     /// The latest time, as kept here.
     last: Option<Micros>,
     /// How many slots of each window of a class may be taken and not be here.
-    unwritten: HashMap<WindowClass, u32>,
+    unwritten: Map<WindowClass, u32>,
     /// How many may have been when a process was killed, as kept here.
     missing: Vec<(WindowClass, u32, Micros)>,
     /// The upstream was seen to count the pairs of message extensions.

@@ -1,18 +1,15 @@
 //! What this process holds in each shared window, in its own words: the truth that the store is
 //! told again whenever it may have missed something. Pure: `now` comes in.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use super::script::{Got, Mode, Name, Note, Want};
-use crate::{clock::Instant, quota::journal::record::WindowId};
+use crate::{clock::Instant, quota::journal::record::WindowId, sharded::Map};
 
 /// The windows in which this process holds slots or wants some.
 #[derive(Debug, Default)]
 pub struct Book {
-    windows: HashMap<WindowId, Leaf>,
+    windows: Map<WindowId, Leaf>,
     /// What the store is still to be told, in order.
     notes: Vec<Pending>,
     /// Windows that nobody here wants slots of any more.

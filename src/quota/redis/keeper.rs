@@ -107,7 +107,7 @@ impl Store {
             inner.book.away();
             inner.phase = Phase::Down;
             inner.connection = None;
-            self.epoch.send_modify(|epoch| *epoch += 1);
+            self.epoch.modify(|epoch| *epoch += 1);
         }
     }
 
@@ -227,7 +227,7 @@ impl Store {
         inner.without = without(&members, self.replicas);
         inner.connection = Some(super::ConnectionOf(connection.clone()));
         inner.phase = Phase::Up;
-        self.epoch.send_modify(|epoch| *epoch += 1);
+        self.epoch.modify(|epoch| *epoch += 1);
         self.metrics.shared_store(true);
         self.announce(
             &owner,
@@ -247,7 +247,7 @@ impl Store {
         let mut pending = {
             let mut inner = self.inner.lock();
             inner.phase = Phase::Joining(id);
-            self.epoch.send_modify(|epoch| *epoch += 1);
+            self.epoch.modify(|epoch| *epoch += 1);
             inner.book.sweep(clock::now());
             inner.book.rename(id)
         };
@@ -268,7 +268,7 @@ impl Store {
             closed = true;
             let mut inner = self.inner.lock();
             inner.phase = Phase::Entering;
-            self.epoch.send_modify(|epoch| *epoch += 1);
+            self.epoch.modify(|epoch| *epoch += 1);
             (pending, _, _) = inner.book.tell(clock::now(), usize::MAX, &[]);
         }
     }
@@ -365,7 +365,7 @@ impl Store {
         let (owner, connection) = {
             let mut inner = self.inner.lock();
             inner.phase = Phase::Down;
-            self.epoch.send_modify(|epoch| *epoch += 1);
+            self.epoch.modify(|epoch| *epoch += 1);
             (inner.owner.clone(), inner.connection.take())
         };
         if let (Some(owner), Some(connection)) = (owner, connection) {

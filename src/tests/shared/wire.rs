@@ -3,12 +3,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use chat_gateway::sync::watched::Watched;
 use parking_lot::Mutex;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf},
     runtime::Handle,
-    sync::{mpsc, watch},
+    sync::mpsc,
 };
 
 use super::process::{TICK, Watch};
@@ -25,7 +26,7 @@ pub(super) struct Health {
 /// One way from a process to the world.
 #[derive(Clone)]
 pub(super) struct Way {
-    pub(super) health: watch::Sender<Health>,
+    pub(super) health: Arc<Watched<Health>>,
     /// The most that a piece takes longer than a tick, in milliseconds.
     pub(super) spread: Arc<Mutex<u64>>,
     random: Arc<Mutex<StdRng>>,
@@ -39,19 +40,19 @@ type Piece = (Duration, Vec<u8>);
 impl Way {
     pub(super) fn new(seed: u64) -> Way {
         Way {
-            health: watch::Sender::new(Health::default()),
+            health: Arc::default(),
             spread: Arc::default(),
             random: Arc::new(Mutex::new(StdRng::seed_from_u64(seed))),
         }
     }
 
     pub(super) fn hold(&self, held: bool) {
-        self.health.send_modify(|health| health.held = held);
+        self.health.modify(|health| health.held = held);
     }
 
     /// Ends every connection; what is under way is lost.
     pub(super) fn cut(&self) {
-        self.health.send_modify(|health| health.cuts += 1);
+        self.health.modify(|health| health.cuts += 1);
     }
 
     /// A connection from the process of `here`, whose task this is, to the world: its two ends.
@@ -79,11 +80,10 @@ impl Way {
         into: mpsc::Receiver<Piece>,
     ) {
         let (reader, writer) = tokio::io::split(stream);
-        let mut health = self.health.subscribe();
-        let before = health.borrow().cuts;
+        let before = self.health.get().cuts;
         tokio::select! {
             biased;
-            _ = health.wait_for(|health| health.cuts != before) => {}
+            () = self.health.wait_for(|health| health.cuts != before) => {}
             () = self.clone().send(reader, clock, out) => {}
             () = self.receive(writer, clock, into) => {}
         }
@@ -112,11 +112,9 @@ impl Way {
         clock: Watch,
         mut into: mpsc::Receiver<Piece>,
     ) {
-        let mut health = self.health.subscribe();
         while let Some((due, bytes)) = into.recv().await {
             clock.sleep_until(due).await;
-            // The sender of it lives in `self`.
-            let _ = health.wait_for(|health| !health.held).await;
+            self.health.wait_for(|health| !health.held).await;
             if writer.write_all(&bytes).await.is_err() {
                 return;
             }
