@@ -5,6 +5,7 @@
 //! and upstream share the other.
 
 mod bare;
+mod bench;
 mod load;
 mod measure;
 mod plot;

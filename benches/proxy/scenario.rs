@@ -2,223 +2,17 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
-    net::TcpStream,
-    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use crate::{
     Result, Run,
-    load::{Kind, Order, Outcome},
+    bench::{Bench, OPEN, Proxy, USUAL, alternate, cpu_per_call, good_load, plain},
+    load::{Kind, Order},
     measure::{Rounds, row},
     plot::{self, Point, Series},
     process::{Load, OTHER, OWN, Process, free_port, load},
-    waiting::STREAMS,
 };
-
-/// Nothing waits: every limit is out of reach.
-const OPEN: &str = r#"
-[quota.group_attributes]
-limit = 1000000
-window = "10ms"
-[quota.message_extension]
-limit = 1000000
-[quota.api]
-limit = 1000000
-[state]
-hold = "0s"
-"#;
-
-/// Settings as they are, but the API-wide limit: groups that are written once do not wait.
-const USUAL: &str = r#"
-[quota.api]
-limit = 1000000
-[state]
-hold = "0s"
-"#;
-
-/// One bench run's folder, upstream and binary.
-struct Bench<'a> {
-    run: &'a Run,
-    folder: PathBuf,
-    upstream: u16,
-    /// Unless the load is the upstream, too.
-    _upstream: Option<Process>,
-}
-
-/// One proxy under load.
-struct Proxy {
-    name: &'static str,
-    port: u16,
-    /// The gateway's second port.
-    admin: Option<u16>,
-    process: Process,
-}
-
-impl Proxy {
-    /// One of the gateway's own figures.
-    fn metric(&self, name: &str, labels: &str) -> Result<f64> {
-        let admin = self.admin.ok_or("only the gateway has metrics")?;
-        let mut stream = TcpStream::connect(("127.0.0.1", admin))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        let line = text
-            .lines()
-            .find(|line| line.starts_with(name) && line.contains(labels))
-            .ok_or_else(|| format!("no {name} with {labels}"))?;
-        let value = line.rsplit(' ').next().ok_or("no value")?;
-        Ok(value.parse()?)
-    }
-}
-
-impl<'a> Bench<'a> {
-    fn new(run: &'a Run) -> Result<Bench<'a>> {
-        let folder =
-            std::env::temp_dir().join(format!("chat-gateway-bench-{}", std::process::id()));
-        fs::create_dir_all(&folder)?;
-        let upstream = free_port()?;
-        Ok(Bench {
-            run,
-            folder,
-            upstream,
-            _upstream: Some(Process::upstream(upstream)?),
-        })
-    }
-
-    fn gateway(&self, cores: &str, settings: &str) -> Result<Proxy> {
-        self.gateway_to(cores, settings, self.upstream)
-    }
-
-    fn gateway_to(&self, cores: &str, settings: &str, upstream: u16) -> Result<Proxy> {
-        let (port, admin) = (free_port()?, free_port()?);
-        let file = self.folder.join(format!("gateway-{port}.toml"));
-        let settings = format!(
-            "[listen]\ntraffic = \"127.0.0.1:{port}\"\nadmin = \"127.0.0.1:{admin}\"\n\
-             max_connections = 20000\nmax_streams = {STREAMS}\n[upstream]\nurl = \"http://127.0.0.1:{upstream}\"\n{settings}"
-        );
-        fs::write(&file, settings)?;
-        let file = file.display().to_string();
-        let process = Process::start(
-            cores,
-            &self.run.gateway,
-            &["serve", "--config", &file],
-            port,
-        )?;
-        Ok(Proxy {
-            name: "gateway",
-            port,
-            admin: Some(admin),
-            process,
-        })
-    }
-
-    /// A peer, if it is installed.
-    fn peer(&self, name: &'static str) -> Result<Option<Proxy>> {
-        let (program, settings) = match name {
-            "nginx" => ("/usr/sbin/nginx", "nginx.conf"),
-            "nginx with Lua" => ("/usr/sbin/nginx", "nginx-lua.conf"),
-            _ => ("/usr/sbin/haproxy", "haproxy.cfg"),
-        };
-        let lua = Path::new("/usr/lib/nginx/modules/ngx_http_lua_module.so");
-        if !Path::new(program).exists() || (name == "nginx with Lua" && !lua.exists()) {
-            eprintln!("{name} is not installed and left out");
-            return Ok(None);
-        }
-        let port = free_port()?;
-        let text = fs::read_to_string(self.run.benches.join("peers").join(settings))?
-            .replace("@LISTEN@", &port.to_string())
-            .replace("@UPSTREAM@", &self.upstream.to_string())
-            .replace("@LIMIT@", "1000000")
-            .replace("@DIR@", &self.folder.display().to_string());
-        let file = self.folder.join(format!("{port}-{settings}"));
-        fs::write(&file, text)?;
-        let file = file.display().to_string();
-        let flag = if program.ends_with("nginx") {
-            "-c"
-        } else {
-            "-f"
-        };
-        let process = Process::start(OWN, Path::new(program), &[flag, &file], port)?;
-        Ok(Some(Proxy {
-            name,
-            port,
-            admin: None,
-            process,
-        }))
-    }
-
-    /// A proxy over hyper that does nothing else.
-    fn bare(&self) -> Result<Proxy> {
-        let port = free_port()?;
-        let own = std::env::current_exe()?;
-        let (here, to) = (port.to_string(), self.upstream.to_string());
-        let process = Process::start(OWN, &own, &["bare", &here, &to], port)?;
-        Ok(Proxy {
-            name: "a bare hyper proxy",
-            port,
-            admin: None,
-            process,
-        })
-    }
-
-    fn order(&self, port: u16, kind: Kind) -> Order {
-        Order {
-            port,
-            kind,
-            bytes: 300,
-            connections: 64,
-            millis: self.run.seconds * 1_000,
-            keys: 0,
-            calls: 0,
-            rate: 0,
-            upstream: 0,
-        }
-    }
-
-    fn wants(&self, name: &str) -> bool {
-        name.contains(&self.run.only)
-    }
-}
-
-impl Drop for Bench<'_> {
-    fn drop(&mut self) {
-        // Only files of this run; what is left over is in the folder for such things.
-        let _ = fs::remove_dir_all(&self.folder);
-    }
-}
-
-/// Microseconds of CPU for each call of a load.
-fn cpu_per_call(proxy: &Proxy, order: &Order) -> Result<f64> {
-    let before = proxy.process.cpu()?;
-    let outcome = good_load(proxy, order)?;
-    let spent = proxy.process.cpu()? - before;
-    Ok(spent.as_secs_f64() * 1e6 / outcome.good as f64)
-}
-
-/// What came of a load, nearly all of whose calls must be answered well.
-fn good_load(proxy: &Proxy, order: &Order) -> Result<Outcome> {
-    let outcome = load(order)?;
-    if outcome.good == 0 || outcome.bad * 100 > outcome.good {
-        return Err(format!("{} failed: {outcome:?}", proxy.name).into());
-    }
-    Ok(outcome)
-}
-
-/// Rounds of CPU per call for each of `proxies` in turn, after one that is thrown away.
-fn alternate(bench: &Bench<'_>, proxies: &[(&Proxy, Order)]) -> Result<Vec<Rounds>> {
-    let mut all = vec![Rounds::default(); proxies.len()];
-    for round in 0..=bench.run.rounds {
-        for ((proxy, order), rounds) in proxies.iter().zip(&mut all) {
-            let spent = cpu_per_call(proxy, order)?;
-            if round > 0 {
-                rounds.0.push(spent);
-            }
-        }
-    }
-    Ok(all)
-}
 
 /// The table of ratios.
 pub fn table(run: &Run) -> Result<()> {
@@ -303,24 +97,9 @@ fn write(bench: &Bench<'_>) -> Result<()> {
 /// Writes to new groups through a gateway with its windows in a Redis, and through one without. Redis shares
 /// the core of load and upstream.
 fn shared(bench: &Bench<'_>) -> Result<()> {
-    let server = Path::new("/usr/bin/redis-server");
-    if !server.exists() {
-        eprintln!("redis-server is not installed: shared is left out");
+    let Some((redis, store)) = bench.redis()? else {
         return Ok(());
-    }
-    let port = free_port()?;
-    let arguments = [
-        "--port",
-        &port.to_string(),
-        "--save",
-        "",
-        "--appendonly",
-        "no",
-    ];
-    let redis = Process::start(OTHER, server, &arguments, port)?;
-    let store = format!(
-        "{USUAL}[shared]\nredis = \"redis://127.0.0.1:{port}\"\nreplicas = 1\nbudget = \"1s\"\n"
-    );
+    };
     let (with, without) = (bench.gateway(OWN, &store)?, bench.gateway(OWN, USUAL)?);
     // A new Redis is believed after a while.
     std::thread::sleep(Duration::from_secs(5));
@@ -401,13 +180,7 @@ hold = "0s"
 /// Load and upstream are one thread here: two would wait for each other on their core, and that is what
 /// would be measured.
 fn latency(bench: &Bench<'_>) -> Result<()> {
-    let bench = &Bench {
-        upstream: free_port()?,
-        run: bench.run,
-        folder: bench.folder.join("latency"),
-        _upstream: None,
-    };
-    fs::create_dir_all(&bench.folder)?;
+    let bench = &bench.without_upstream("latency")?;
     let gateway = bench.gateway(OWN, USUAL)?;
     let Some(nginx) = bench.peer("nginx")? else {
         return Ok(());
@@ -479,7 +252,7 @@ fn crowd(bench: &Bench<'_>) -> Result<()> {
         "1000000/1s",
     ];
     let _simulator = Process::start(OTHER, &bench.run.gateway, &arguments, simulated)?;
-    let gateway = bench.gateway_to(OWN, OPEN, simulated)?;
+    let gateway = bench.gateway_before(&plain(simulated), OWN, OPEN)?;
     let alone = Order {
         connections: 1,
         ..bench.order(gateway.port, Kind::Attributes)
