@@ -10,7 +10,7 @@ PYTHON := target/tools/venv/bin/python
 export PYTHONDONTWRITEBYTECODE = 1
 
 .PHONY: test lint deny spec interleavings keys page-test deploy prove prove-shared soak fuzz mutants build clean tools
-.PHONY: deploy-test deploy-tools deploy-live image-test callers-test bench bench-parts instructions
+.PHONY: deploy-test deploy-tools deploy-live image-test callers-test release bench bench-parts instructions
 
 ## Everything that must hold before a commit: format, lints, licences, documentation, tests, and what
 ## a gateway is run and watched with, as far as Debian's own packages can check it.
@@ -126,12 +126,21 @@ mutants: tools
 	PROPTEST_MAX_SHRINK_ITERS=0 $(CARGO) mutants --output target $(MUTANTS) || \
 		{ [ $$? = 3 ] && [ ! -s target/mutants.out/missed.txt ]; }
 
+## The binary of a release, in target/shipped: laid out by what calls did in a training run. A quarter of an hour.
+SHIPPED := target/shipped/chat-gateway
+release: $(SHIPPED)
+$(SHIPPED): Cargo.toml Cargo.lock .cargo/config.toml deploy/release.sh $(shell find src config benches/proxy -type f)
+	@command -v redis-server >/dev/null || $(INSTALL) redis-server
+	deploy/release.sh $@
+
 ## The whole gateway beside nginx and HAProxy, as a table of ratios; a quarter of an hour or more on
-## a quiet machine. BENCH="run --only latency", BENCH=growth: see benches/README.md.
+## a quiet machine, and another for the binary, if it is not there. BENCH="run --only latency", BENCH=growth: see
+## benches/README.md; GATEWAY=target/release/chat-gateway for what `cargo build --release` makes.
 BENCH ?= run
-bench: build
+GATEWAY ?= $(SHIPPED)
+bench: $(GATEWAY)
 	$(CARGO) run --release --locked --quiet --manifest-path benches/Cargo.toml --target-dir target/benches \
-		--bin proxy -- $(BENCH) --gateway target/release/chat-gateway --benches benches
+		--bin proxy -- $(BENCH) --gateway $(GATEWAY) --benches benches
 
 ## The time of the deciding parts.
 bench-parts:
@@ -145,6 +154,7 @@ instructions: tools
 
 build:
 	$(CARGO) build --release --locked
+target/release/chat-gateway: build
 
 ## What the tests need beside Rust.
 tools:

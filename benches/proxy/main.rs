@@ -11,6 +11,7 @@ mod measure;
 mod plot;
 mod process;
 mod scenario;
+mod train;
 mod upstream;
 mod waiting;
 
@@ -33,6 +34,8 @@ enum What {
     Run(Run),
     /// The cost over keys, connections and waiting calls; writes growth.svg.
     Growth(Run),
+    /// Calls of every kind through a gateway that writes down which ways its code takes.
+    Train(Run),
     /// A process of the bench: answers every request alike.
     #[command(hide = true)]
     Upstream {
@@ -84,6 +87,7 @@ fn main() -> Result<()> {
     match Arguments::parse().what {
         What::Run(run) => scenario::table(&run),
         What::Growth(run) => scenario::growth(&run),
+        What::Train(run) => train::run(&run),
         What::Upstream { port } => upstream::run(port),
         What::Bare { port, upstream } => bare::run(port, upstream),
         What::Wait { port, calls } => waiting::run(port, calls),

@@ -86,6 +86,17 @@ impl Process {
         Process::start(OTHER, &own, &arguments, port)
     }
 
+    /// Ends it as an operator would and waits until it has.
+    pub fn end(mut self) -> Result<()> {
+        let order = format!("kill -TERM {}", self.child.id());
+        Command::new("sh").args(["-c", &order]).status()?;
+        let status = self.child.wait()?;
+        if !status.success() {
+            return Err(format!("it ended: {status}").into());
+        }
+        Ok(())
+    }
+
     /// Time on a core so far, over all threads (`/proc/PID/task/*/schedstat`, nanoseconds).
     pub fn cpu(&self) -> Result<Duration> {
         let mut all = 0;
