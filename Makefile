@@ -67,8 +67,8 @@ callers-test: deploy-tools
 ## The status page in Chromium while a group is saturated. Screenshots are left in target/page.
 PLAYWRIGHT := 1.65.1
 page-test:
-	@command -v chromium >/dev/null && command -v npm >/dev/null || \
-		$(INSTALL) chromium nodejs npm
+	@command -v chromium >/dev/null || $(INSTALL) chromium
+	@command -v npm >/dev/null || $(INSTALL) nodejs npm
 	@mkdir -p target/page
 	@[ -d target/page/node_modules/playwright-core ] || \
 		npm install --prefix target/page --no-save --no-audit --no-fund --loglevel=error playwright-core@$(PLAYWRIGHT)
