@@ -1,5 +1,7 @@
 //! The nouns that travel: what a caller asked, under which key it waits, what came back.
 
+mod compact;
+
 use std::{fmt, net::IpAddr, ops::Range, sync::Arc};
 
 use bytes::Bytes;
@@ -7,6 +9,8 @@ use http::{HeaderMap, Method, StatusCode, header, uri::PathAndQuery};
 use parking_lot::Mutex;
 
 use crate::{catalogue::Command, clock::Instant, error, trace::Span};
+use compact::Kept;
+pub use compact::compact;
 
 /// A request that was read whole and is sent on as it came.
 #[derive(Clone)]
@@ -24,17 +28,17 @@ pub struct Head {
 /// hyper parses the headers of a reply into the memory that those of its request were in, and those of
 /// the next request into that of its answer. So what was read into goes out first: it has room for the
 /// gateway's own. What stays for a repeat is a copy, which is as large as it must be.
-pub struct Headers(Mutex<HeaderMap>);
+pub struct Headers(Mutex<Kept>);
 
 impl From<HeaderMap> for Headers {
     fn from(headers: HeaderMap) -> Headers {
-        Headers(Mutex::new(headers))
+        Headers(Mutex::new(Kept::Map(headers)))
     }
 }
 
 impl Clone for Headers {
     fn clone(&self) -> Headers {
-        self.0.lock().clone().into()
+        Headers(Mutex::new(self.0.lock().clone()))
     }
 }
 
@@ -43,17 +47,17 @@ impl Headers {
     pub fn to_send(&self) -> HeaderMap {
         let mut kept = self.0.lock();
         let copy = kept.clone();
-        std::mem::replace(&mut *kept, copy)
+        std::mem::replace(&mut *kept, copy).into_map()
     }
 
     /// For an attempt that is followed by another only if they come [back](Self::put_back).
     pub fn take(&self) -> HeaderMap {
-        std::mem::take(&mut *self.0.lock())
+        std::mem::take(&mut *self.0.lock()).into_map()
     }
 
     /// They were not sent.
     pub fn put_back(&self, headers: HeaderMap) {
-        *self.0.lock() = headers;
+        *self.0.lock() = Kept::Map(headers);
     }
 }
 

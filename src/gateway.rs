@@ -16,7 +16,7 @@ use http::{HeaderValue, Method, Response, Version, header, request::Parts};
 
 use crate::{
     admission,
-    call::{Call, Caller, Head, QuotaClass, Reply, SignedBy, Travels},
+    call::{Call, Caller, Head, QuotaClass, Reply, SignedBy, Travels, compact},
     catalogue::{self, Command, OTHER},
     clock::{self, Alarms, Instant},
     config::{InForce, LogIds},
@@ -250,7 +250,8 @@ impl Gateway {
         let has_body =
             said.has_body || (parts.version == Version::HTTP_2 && may_have_body(&parts.method));
         let deadline = received + wishes.deadline;
-        let target = parts.uri.path_and_query().cloned().ok_or_else(|| {
+        let target = std::mem::take(&mut parts.uri).into_parts().path_and_query;
+        let target = target.ok_or_else(|| {
             Refusal::invalid(error::BAD_REQUEST, "the request target has no path")
         })?;
         let mut headers = std::mem::take(&mut parts.headers);
@@ -322,7 +323,7 @@ impl Gateway {
             .check(&call.credentials, received)?;
         match command.action.quota() {
             Some(class) => self.write(class, call),
-            None => self.read(&call),
+            None => self.read(call),
         }
     }
 
@@ -345,8 +346,8 @@ impl Gateway {
     /// A command that is not in the catalogue: unchanged, under the API-wide limit only.
     fn pass_through(
         &self,
-        head: Head,
-        body: Bytes,
+        mut head: Head,
+        mut body: Bytes,
         deadline: Instant,
         span: Span,
     ) -> Result<Begun<'_>, Refusal> {
@@ -360,6 +361,7 @@ impl Gateway {
         if permit.is_none() {
             self.admit(&scopes, deadline)?;
             place = Some(self.place(body.len())?);
+            compact(&mut head, &mut body);
         }
         let trip = Arc::new(Trip::for_one(deadline, span).in_place(place));
         let running = self.send(None, Arc::new(head), body, scopes, permit, trip.clone());
@@ -367,17 +369,18 @@ impl Gateway {
     }
 
     /// A read: under the API-wide limit, shared with identical ones.
-    fn read(&self, call: &Call) -> Result<Begun<'_>, Refusal> {
+    fn read(&self, mut call: Call) -> Result<Begun<'_>, Refusal> {
         let app = Some(call.target.app);
         let command = self.lanes.quota.command(call.command.path, app);
         let scopes = Scopes { key: None, command };
         self.admit(&scopes, call.deadline)?;
-        let start = |deadline| {
+        let start = |call: &mut Call, deadline| {
             let permit = admit_now(&self.lanes.upstream.breaker, &scopes);
-            let place = match &permit {
-                Some(_) => None,
-                None => Some(self.place(call.body.len())?),
-            };
+            let mut place = None;
+            if permit.is_none() {
+                place = Some(self.place(call.body.len())?);
+                call.compact();
+            }
             let trip = Trip::for_one(deadline, call.span.clone()).in_place(place);
             let trip = Arc::new(trip);
             let (head, body) = (call.head.clone(), call.body.clone());
@@ -386,13 +389,13 @@ impl Gateway {
             Ok((trip, running))
         };
         if call.travels == Travels::Alone {
-            let (trip, running) = start(call.deadline)?;
-            return Ok(Begun::Own(Box::pin(running), trip, call.deadline));
+            let deadline = call.deadline;
+            let (trip, running) = start(&mut call, deadline)?;
+            return Ok(Begun::Own(Box::pin(running), trip, deadline));
         }
         // Whoever joins may have a later deadline than the one who began.
-        let reading = self.reads.share(call, || {
-            start(call.received + self.settings.get().queue.deadline)
-        })?;
+        let longest = call.received + self.settings.get().queue.deadline;
+        let reading = self.reads.share(&mut call, |call| start(call, longest))?;
         Ok(Begun::Shared(reading, call.deadline))
     }
 

@@ -87,7 +87,7 @@ struct State {
 /// How a waiting call is answered, and its place in the room.
 #[derive(Debug)]
 struct Ticket {
-    answer: oneshot::Sender<Answer>,
+    answer: oneshot::Sender<Box<Answer>>,
     _place: Place,
 }
 
@@ -194,7 +194,7 @@ impl Lanes {
     fn enter(
         self: &Arc<Self>,
         key: LaneKey,
-        call: Call,
+        mut call: Call,
         pairs: u32,
     ) -> Result<Submitted<'_>, Refusal> {
         let class = key.class;
@@ -236,6 +236,7 @@ impl Lanes {
             answer,
             _place: place,
         };
+        call.compact();
         let (caller, deadline) = (call.caller.clone(), call.deadline);
         let number = state.queue.push(call, pairs, ticket);
         drop(state);
@@ -348,7 +349,7 @@ pub enum Submitted<'a> {
 /// A caller who waits for the answer of a lane.
 pub struct Waiting<'a> {
     seat: Seat<'a>,
-    answer: oneshot::Receiver<Answer>,
+    answer: oneshot::Receiver<Box<Answer>>,
     deadline: Instant,
 }
 
@@ -356,8 +357,9 @@ impl Waiting<'_> {
     /// The answer, by the caller's deadline. Dropped before, the call leaves its lane at once.
     pub async fn answer(self) -> Result<Answer, NoAnswer> {
         match clock::by(self.deadline, self.answer).await {
-            // Without an answer only if the task of the lane has panicked.
-            Some(answer) => answer.map_err(|_| admission::unanswered().into()),
+            Some(Ok(answer)) => Ok(*answer),
+            // Only if the task of the lane has panicked.
+            Some(Err(_)) => Err(admission::unanswered().into()),
             None => Err(self.seat.too_late()),
         }
     }

@@ -59,8 +59,8 @@ impl Reads {
     /// Waits for an identical read in flight, or begins one by `start`.
     pub fn share<F>(
         self: &Arc<Self>,
-        call: &Call,
-        start: impl FnOnce() -> Result<(Arc<Trip>, F), crate::error::Refusal>,
+        call: &mut Call,
+        start: impl FnOnce(&mut Call) -> Result<(Arc<Trip>, F), crate::error::Refusal>,
     ) -> Result<Reading, crate::error::Refusal>
     where
         F: Future<Output = Answer> + Send + 'static,
@@ -78,7 +78,7 @@ impl Reads {
                 });
             }
         }
-        let (trip, running) = start()?;
+        let (trip, running) = start(call)?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let forget = Forget {
             reads: self.clone(),

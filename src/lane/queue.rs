@@ -37,7 +37,8 @@ pub struct Job<T> {
 #[derive(Debug)]
 pub struct Queue<T> {
     counting: Counting,
-    jobs: BTreeMap<u64, Job<T>>,
+    /// In boxes: of the tree's nodes half is room for others.
+    jobs: BTreeMap<u64, Box<Job<T>>>,
     next_number: u64,
     /// The first call of each group.
     starts: BTreeSet<u64>,
@@ -105,7 +106,7 @@ impl<T> Queue<T> {
 
     /// A call leaves; `None` if it is not here any more.
     pub fn leave(&mut self, number: u64) -> Option<Job<T>> {
-        let job = self.jobs.remove(&number)?;
+        let job = *self.jobs.remove(&number)?;
         self.pairs -= job.pairs;
         let next = self.after(number);
         let is_start = self.starts.remove(&number);
@@ -133,7 +134,7 @@ impl<T> Queue<T> {
     pub fn front(&self) -> Option<(u64, &Job<T>)> {
         self.jobs
             .first_key_value()
-            .map(|(number, job)| (*number, job))
+            .map(|(number, job)| (*number, job.as_ref()))
     }
 
     /// The longest run from the front that may travel as one, takes at most `max_slots` slots of
@@ -143,7 +144,7 @@ impl<T> Queue<T> {
         max_slots: u32,
         allowed: impl FnMut(&'static Command) -> bool,
     ) -> Option<Plan> {
-        Plan::of(self.jobs.values(), self.counting, max_slots, allowed)
+        Plan::of(self.iter(), self.counting, max_slots, allowed)
     }
 
     /// Takes the calls of a plan that was made with the queue as it is now.
@@ -162,7 +163,7 @@ impl<T> Queue<T> {
                 .expect("a plan is a part of the queue");
             self.pairs -= job.pairs;
             self.starts.remove(&number);
-            jobs.push((number, job));
+            jobs.push((number, *job));
         }
         match self.jobs.first_key_value() {
             Some((first, _)) => {
@@ -175,7 +176,7 @@ impl<T> Queue<T> {
     /// The first group: calls that may travel as one.
     pub(super) fn first_group(&self) -> impl Iterator<Item = &Job<T>> {
         let end = self.start_of(1).unwrap_or(u64::MAX);
-        self.jobs.range(..end).map(|(_, job)| job)
+        self.jobs.range(..end).map(|(_, job)| job.as_ref())
     }
 
     /// Slots of the key that so many groups from the front will take, at most.
@@ -214,7 +215,7 @@ impl<T> Queue<T> {
 
     /// The calls in their order.
     pub fn iter(&self) -> impl Iterator<Item = &Job<T>> {
-        self.jobs.values()
+        self.jobs.values().map(Box::as_ref)
     }
 
     /// Bytes of the bodies that wait.
@@ -273,7 +274,7 @@ impl<T> Queue<T> {
             pairs,
             ticket,
         };
-        self.jobs.insert(number, job);
+        self.jobs.insert(number, Box::new(job));
     }
 }
 

@@ -183,7 +183,7 @@ async fn arrive(lanes: &Lanes, lane: &Lane, outbound: Arc<Outbound>) {
             }
         };
         // One who has left takes no answer.
-        let _ = seat.answer.send(Answer { result, facts });
+        let _ = seat.answer.send(Box::new(Answer { result, facts }));
     }
 }
 

@@ -48,8 +48,8 @@ pub struct Seat {
     pub number: u64,
     /// What he asked.
     pub call: Call,
-    /// Where he waits; closed when he has left.
-    pub answer: oneshot::Sender<Answer>,
+    /// Where he waits; closed when he has left. The box is made when there is an answer.
+    pub answer: oneshot::Sender<Box<Answer>>,
 }
 
 /// The end of a call.
@@ -208,10 +208,10 @@ impl Trip {
             .extract_if(.., |seat| seat.call.deadline < finish)
         {
             // One who has left by himself takes no answer.
-            let _ = seat.answer.send(Answer {
+            let _ = seat.answer.send(Box::new(Answer {
                 result: last.clone(),
                 facts,
-            });
+            }));
         }
     }
 
