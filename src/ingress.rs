@@ -4,6 +4,7 @@
 mod activity;
 mod forwarded;
 mod hygiene;
+mod opening;
 mod read;
 mod woken;
 
@@ -28,7 +29,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use crate::{
     bound::Bound,
     call::Caller,
-    clock,
+    clock::{self, Instant},
     config::InForce,
     gateway::{Gateway, Grace},
     metrics::Metrics,
@@ -39,6 +40,7 @@ use crate::{
 };
 use activity::{Activity, Serving, Timeouts};
 use hygiene::HeadLimits;
+use opening::Opening;
 use read::BodyLimits;
 use woken::{Bell, Woken};
 
@@ -165,17 +167,35 @@ impl Ingress {
     }
 
     async fn serve(&self, stream: TcpStream, caller: Caller) {
-        let (gateway, settings) = (self.gateway.clone(), self.settings.clone());
+        let connected = clock::now();
         let Some(tls) = &self.tls else {
-            return connection(stream, caller, gateway, settings, &self.lifecycle).await;
+            if let Some(opening) = self.opening(&stream).await {
+                self.connection(stream, connected, opening, caller).await;
+            }
+            return;
         };
         // In a box: it takes twice as much, and connections without TLS would have room for it.
         Box::pin(async {
             if let Some(stream) = self.shake_hands(stream, tls.get()).await {
-                connection(stream, caller, gateway, settings, &self.lifecycle).await;
+                let opening = Opening::agreed(stream.get_ref().1.alpn_protocol());
+                self.connection(stream, clock::now(), opening, caller).await;
             }
         })
         .await;
+    }
+
+    /// `None` if nothing has come in the time that a head has, or before the gateway drains.
+    async fn opening(&self, stream: &TcpStream) -> Option<Opening> {
+        let header_timeout = self.settings.get().listen.header_timeout;
+        let opening = tokio::select! {
+            biased;
+            opening = within(header_timeout, Opening::of(stream)) => opening,
+            () = self.lifecycle.reached(Phase::Draining) => return None,
+        };
+        if opening.is_none() {
+            self.metrics.reached(Bound::HeaderTime);
+        }
+        opening
     }
 
     /// One who does not finish the handshake is treated like one who does not finish a head.
@@ -202,6 +222,74 @@ impl Ingress {
         self.metrics.tls_failure(cause);
         tracing::debug!(cause, error, "a TLS handshake failed");
         None
+    }
+
+    /// Serves one connection over any transport, all of whose requests are from `caller`. Ends when the
+    /// caller does, at a limit of time, or, once what was read is answered, when the gateway drains.
+    async fn connection<IO>(&self, io: IO, connected: Instant, opening: Opening, caller: Caller)
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (gateway, settings, lifecycle) = (&self.gateway, &self.settings, &self.lifecycle);
+        let limits = Limits::of(settings);
+        let activity = Activity::new(limits.timeouts, connected);
+        let bell = Arc::<Bell>::default();
+        let service = service_fn(|request: Request<Incoming>| {
+            // A call goes by the settings of its time; what its connection was made with stays.
+            let limits = Limits::of(settings);
+            let (gateway, caller) = (gateway.clone(), caller.clone());
+            let multiplexed = request.version() == Version::HTTP_2;
+            let serving = activity.call(multiplexed);
+            let bell = if multiplexed {
+                Arc::default()
+            } else {
+                bell.clone()
+            };
+            // In a box: hyper moves it, and a connection has room for it while it has no call.
+            let answer = Box::pin(answer(gateway, caller, request, limits, serving));
+            Woken::new(answer, bell)
+        });
+        let builder = builder(limits, opening);
+        let connection = builder.serve_connection(TokioIo::new(activity.watch(io)), service);
+        tokio::pin!(connection);
+        let draining = lifecycle.reached(Phase::Draining);
+        tokio::pin!(draining);
+        let expired = lifecycle.reached(Phase::Expired);
+        tokio::pin!(expired);
+        let mut has_expired = false;
+        let mut ending = false;
+        loop {
+            let end = tokio::select! {
+                biased;
+                end = activity.within(connection.as_mut()) => end,
+                () = &mut draining, if !ending => {
+                    ending = true;
+                    connection.as_mut().graceful_shutdown();
+                    continue;
+                }
+                () = &mut expired, if !has_expired => {
+                    has_expired = true;
+                    bell.ring();
+                    continue;
+                }
+            };
+            // A caller who breaks off is no event for the log.
+            let bound = match &end {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => broken_rule(error.as_ref()),
+                Err(bound) => Some(*bound),
+            };
+            if let Some(bound) = bound {
+                gateway.metrics().reached(bound);
+            }
+            if bound != Some(Bound::IdleTime) || ending {
+                return;
+            }
+            // HTTP/2 says so before it closes, and a call that crosses that is still served.
+            ending = true;
+            activity.wind_up();
+            connection.as_mut().graceful_shutdown();
+        }
     }
 }
 
@@ -250,80 +338,7 @@ async fn accept(
     }
 }
 
-/// Serves one connection over any transport, all of whose requests are from `caller`: HTTP/1.1, or
-/// HTTP/2 if that is what it begins with. Ends when the caller does, at a limit of time, or, once
-/// what was read is answered, when the gateway drains.
-pub async fn connection<IO>(
-    io: IO,
-    caller: Caller,
-    gateway: Arc<Gateway>,
-    settings: InForce,
-    lifecycle: &Lifecycle,
-) where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let limits = Limits::of(&settings);
-    let activity = Activity::new(limits.timeouts);
-    let bell = Arc::<Bell>::default();
-    let service = service_fn(|request: Request<Incoming>| {
-        // A call goes by the settings of its time; what its connection was made with stays.
-        let limits = Limits::of(&settings);
-        let (gateway, caller) = (gateway.clone(), caller.clone());
-        let multiplexed = request.version() == Version::HTTP_2;
-        let serving = activity.call(multiplexed);
-        let bell = if multiplexed {
-            Arc::default()
-        } else {
-            bell.clone()
-        };
-        // In a box: hyper moves it, and a connection has room for it while it has no call.
-        let answer = Box::pin(answer(gateway, caller, request, limits, serving));
-        Woken::new(answer, bell)
-    });
-    let builder = builder(limits);
-    let connection = builder.serve_connection(TokioIo::new(activity.watch(io)), service);
-    tokio::pin!(connection);
-    let draining = lifecycle.reached(Phase::Draining);
-    tokio::pin!(draining);
-    let expired = lifecycle.reached(Phase::Expired);
-    tokio::pin!(expired);
-    let mut has_expired = false;
-    let mut ending = false;
-    loop {
-        let end = tokio::select! {
-            biased;
-            end = activity.within(connection.as_mut()) => end,
-            () = &mut draining, if !ending => {
-                ending = true;
-                connection.as_mut().graceful_shutdown();
-                continue;
-            }
-            () = &mut expired, if !has_expired => {
-                has_expired = true;
-                bell.ring();
-                continue;
-            }
-        };
-        // A caller who breaks off is no event for the log.
-        let bound = match &end {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => broken_rule(error.as_ref()),
-            Err(bound) => Some(*bound),
-        };
-        if let Some(bound) = bound {
-            gateway.metrics().reached(bound);
-        }
-        if bound != Some(Bound::IdleTime) || ending {
-            return;
-        }
-        // HTTP/2 says so before it closes, and a call that crosses that is still served.
-        ending = true;
-        activity.wind_up();
-        connection.as_mut().graceful_shutdown();
-    }
-}
-
-fn builder(limits: Limits) -> auto::Builder<TokioExecutor> {
+fn builder(limits: Limits, opening: Opening) -> auto::Builder<TokioExecutor> {
     let buffer = (BUFFERED_HEADS * limits.head.bytes).max(MIN_BUFFER);
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
@@ -349,7 +364,10 @@ fn builder(limits: Limits) -> auto::Builder<TokioExecutor> {
         .max_local_error_reset_streams(HTTP2_PROVOKED_RESETS)
         .keep_alive_interval(HTTP2_PING_EVERY)
         .keep_alive_timeout(HTTP2_PING_TIMEOUT);
-    builder
+    match opening {
+        Opening::Http1 => builder.http1_only(),
+        Opening::Either => builder,
+    }
 }
 
 /// What a connection ended by that was not HTTP, or too much of it.

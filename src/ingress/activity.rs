@@ -69,10 +69,9 @@ struct State {
 const NEVER: u64 = u64::MAX;
 
 impl State {
-    /// Of a connection that was accepted at `now`.
-    fn new(now: Instant) -> State {
+    fn new(connected: Instant) -> State {
         State {
-            connected: now,
+            connected,
             in_head: AtomicBool::new(true),
             since: AtomicU64::new(0),
             calls: AtomicUsize::new(0),
@@ -157,11 +156,11 @@ impl State {
 }
 
 impl Activity {
-    /// Of a connection that was accepted now.
-    pub(super) fn new(timeouts: Timeouts) -> Arc<Activity> {
+    /// Of a connection that may send a head since `connected`.
+    pub(super) fn new(timeouts: Timeouts, connected: Instant) -> Arc<Activity> {
         Arc::new(Activity {
             timeouts,
-            state: State::new(clock::now()),
+            state: State::new(connected),
             taken: Notify::new(),
         })
     }
@@ -375,7 +374,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_should_end_at_the_limit_and_not_before() {
-        let activity = Activity::new(TIMEOUTS);
+        let activity = Activity::new(TIMEOUTS, clock::now());
         let start = clock::now();
         let connection = async {
             let call = activity.call(false);
@@ -389,7 +388,7 @@ mod tests {
             (seconds(420)..seconds(421)).contains(&took),
             "{took:?}: 300 s of service and 120 s of nothing"
         );
-        let activity = Activity::new(TIMEOUTS);
+        let activity = Activity::new(TIMEOUTS, clock::now());
         let end = async { 7 };
         assert_eq!(activity.within(end).await, Ok(7));
     }
