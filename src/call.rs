@@ -141,9 +141,9 @@ pub enum SignedBy {
 #[derive(Clone)]
 pub struct Credentials {
     query: PathAndQuery,
-    sdkappid: Range<usize>,
-    identifier: Range<usize>,
-    usersig: Range<usize>,
+    sdkappid: Range<u32>,
+    identifier: Range<u32>,
+    usersig: Range<u32>,
     /// The `sdkappid` as a number, for quota keys.
     pub app: u64,
     /// Who has to mend a signature that is refused.
@@ -159,6 +159,10 @@ impl Credentials {
         usersig: Range<usize>,
         app: u64,
     ) -> Credentials {
+        // Half the room, for every call that waits.
+        let short = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+        let [sdkappid, identifier, usersig] =
+            [sdkappid, identifier, usersig].map(|range| short(range.start)..short(range.end));
         Credentials {
             query: target,
             sdkappid,
@@ -172,7 +176,8 @@ impl Credentials {
     /// The raw bytes of `sdkappid`, `identifier` and `usersig`. Secret: never to be shown.
     pub fn parts(&self) -> [&str; 3] {
         let text = self.query.as_str();
-        [&self.sdkappid, &self.identifier, &self.usersig].map(|range| &text[range.clone()])
+        [&self.sdkappid, &self.identifier, &self.usersig]
+            .map(|range| &text[range.start as usize..range.end as usize])
     }
 }
 

@@ -112,16 +112,24 @@ impl Alarm {
     }
 
     /// What comes of `future`; `None` if it is not ready by `at`.
-    pub async fn by<F: Future>(
+    pub fn by<'a, F: Future>(
+        &'a mut self,
+        at: Instant,
+        mut future: Pin<&'a mut F>,
+    ) -> impl Future<Output = Option<F::Output>> + use<'a, F> {
+        poll_fn(move |cx| self.poll_by(at, future.as_mut(), cx))
+    }
+
+    fn poll_by<F: Future>(
         &mut self,
         at: Instant,
-        mut future: Pin<&mut F>,
-    ) -> Option<F::Output> {
-        poll_fn(|cx| match future.as_mut().poll(cx) {
+        future: Pin<&mut F>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<F::Output>> {
+        match future.poll(cx) {
             Poll::Ready(output) => Poll::Ready(Some(output)),
             Poll::Pending => self.poll_until(at, cx).map(|()| None),
-        })
-        .await
+        }
     }
 }
 
@@ -135,14 +143,20 @@ pub struct Alarms(EachWorker<Mutex<Vec<Alarm>>>);
 
 impl Alarms {
     /// What comes of `future`; `None` if it is not ready by `at`.
-    pub async fn by<F: Future>(&self, at: Instant, future: Pin<&mut F>) -> Option<F::Output> {
+    pub fn by<'a, F: Future>(
+        &'a self,
+        at: Instant,
+        mut future: Pin<&'a mut F>,
+    ) -> impl Future<Output = Option<F::Output>> + use<'a, F> {
         let kept = self.0.get().lock().pop();
-        let mut alarm = Lent {
+        let mut lent = Lent {
             alarms: self,
             alarm: Some(kept.unwrap_or_default()),
         };
-        let alarm = alarm.alarm.as_mut().expect("just put there");
-        alarm.by(at, future).await
+        poll_fn(move |cx| {
+            let alarm = lent.alarm.as_mut().expect("just put there");
+            alarm.poll_by(at, future.as_mut(), cx)
+        })
     }
 }
 

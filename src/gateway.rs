@@ -1,4 +1,4 @@
-//! The spine: find the command, validate, wait in a lane, render the answer.
+//! The spine: find the command, validate, wait in a lane (`gateway/under_way.rs`), render the answer.
 //!
 //! Three ways lead to the upstream. A write waits in the lane of its key. A read waits for its
 //! command's quota only, and identical ones share a call. A command that is not in the catalogue
@@ -7,11 +7,11 @@
 
 mod ending;
 mod headers;
+mod under_way;
 
-use std::{future::Future, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
+use std::{future::Future, pin::pin, sync::Arc};
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use http::{HeaderValue, Method, Response, Version, header, request::Parts};
 
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     error::{self, Reason, Refusal},
     keys::Keys,
     lane::{
-        self, Lanes, NoAnswer, Submitted,
+        Lanes, NoAnswer, Submitted,
         alone::Alone,
         room::{Place, Room},
     },
@@ -32,20 +32,21 @@ use crate::{
         permit::Permit,
         scopes::{Ahead, Scopes},
     },
-    reads::{self, Reads, Running},
+    reads::Reads,
     rules::{Rule, Rules},
     shutdown::{Lifecycle, Phase},
     sync::Mutex,
     trace::{Span, Traces},
     upstream::{
-        Failure, Outbound,
+        Outbound,
         client::drop_hop_by_hop,
         meter::admit_now,
         trip::{Answer, Facts, Trip},
     },
     validate::{self, Terms},
 };
-use ending::{Ended, Ending};
+use ending::{About, Ending};
+use under_way::{Begun, Departed, UnderWay};
 
 /// Everything between a request and its answer.
 pub struct Gateway {
@@ -60,15 +61,6 @@ pub struct Gateway {
     traces: Option<Traces>,
     /// For the callers' deadlines.
     alarms: Alarms,
-}
-
-/// How a call learns that the grace of a gateway that stops is over.
-#[derive(Clone, Copy)]
-pub(crate) enum Grace {
-    /// It is woken.
-    Awaited,
-    /// Whoever polls it does so then, which saves each call that registers.
-    Seen,
 }
 
 /// The body of a request, or why there is none.
@@ -104,31 +96,37 @@ impl Gateway {
         &self.metrics
     }
 
-    /// The bound on all that waits.
-    pub fn room(&self) -> &Arc<Room> {
-        &self.lanes.room
-    }
-
     /// Answers one request of `caller`, whose body is still to be read by `body`; of its head is taken
     /// what goes on. Dropped before it is ready, the caller has left: what waits leaves too, what was
     /// sent goes on.
-    pub async fn handle<F>(&self, caller: Caller, head: &mut Parts, body: F) -> Response<Bytes>
+    pub async fn handle<F>(
+        self: &Arc<Self>,
+        caller: Caller,
+        head: &mut Parts,
+        body: F,
+    ) -> Response<Bytes>
     where
         F: Future<Output = Body>,
     {
-        let body = async || body.await;
-        self.answer(Grace::Awaited, caller, head, body).await
+        let body = async |_: &Room| body.await;
+        let answer = async { self.clone().begin(caller, head, body).await.answer().await };
+        let mut answer = pin!(answer);
+        tokio::select! {
+            biased;
+            answer = &mut answer => answer,
+            () = self.lifecycle.reached(Phase::Expired) => answer.await,
+        }
     }
 
-    /// The same as [`handle`](Self::handle), with the end of the grace noticed by these means. The body is
-    /// read where a call waits later, so that it has no memory of its own.
-    pub(crate) async fn answer(
-        &self,
-        grace: Grace,
+    /// The first half of [`handle`](Self::handle), after which nothing is left of the request but what
+    /// waits. The body is read under the bound on all that waits. Whoever polls it does so, too, when the grace
+    /// of a gateway that stops is over: a waker of each call for that would take 160 bytes of each.
+    pub(crate) async fn begin(
+        self: Arc<Self>,
         caller: Caller,
         head: &mut Parts,
-        body: impl AsyncFnOnce() -> Body,
-    ) -> Response<Bytes> {
+        body: impl AsyncFnOnce(&Room) -> Body,
+    ) -> UnderWay {
         let received = clock::now();
         let found = self.find(head.uri.path());
         let label = found.label();
@@ -136,53 +134,26 @@ impl Gateway {
             Some(traces) => traces.request(label, &head.headers, received),
             None => Span::default(),
         };
-        let mut ending = Ending {
-            gateway: self,
+        let about = About {
             label,
             received,
             span,
             target: None,
-            end: None,
         };
-        let served = tokio::select! {
+        let mut ending = Ending::of(self, about);
+        let gateway = &ending.gateway;
+        let read = tokio::select! {
             biased;
-            served = self.serve(caller, found, head, body, &mut ending) => served,
-            () = self.grace_is_over(grace) => Err(draining().into()),
+            read = gateway.read_whole(caller, found, head, body) => read,
+            () = gateway.lifecycle.is_seen(Phase::Expired) => Err(draining()),
         };
-        let Rendered {
-            outcome,
-            reason,
-            facts,
-            mut response,
-        } = self.render(!matches!(found, Found::Nothing), served);
-        let took = clock::now() - received;
-        let upstream = facts.map_or(Duration::ZERO, |facts| facts.upstream);
-        let waited = took.saturating_sub(upstream);
-        ending.end = Some(Ended {
-            took,
-            outcome,
-            reason,
-            waited,
-            facts,
-            status: response.status().as_u16(),
+        let begun = read.and_then(|(caller, body)| {
+            gateway.let_in(caller, found, head, body, &mut ending.about)
         });
-        let own = response.headers_mut();
-        own.reserve(3);
-        own.append(
-            headers::SERVER_TIMING,
-            headers::server_timing(waited, upstream),
-        );
-        if let Some(facts) = facts.filter(|facts| facts.attempts > 0) {
-            own.insert(headers::BATCH, headers::number(facts.batch));
-            own.insert(headers::ATTEMPTS, headers::number(facts.attempts));
-        }
-        response
-    }
-
-    async fn grace_is_over(&self, grace: Grace) {
-        match grace {
-            Grace::Awaited => self.lifecycle.reached(Phase::Expired).await,
-            Grace::Seen => self.lifecycle.is_seen(Phase::Expired).await,
+        UnderWay {
+            ending,
+            is_known: !matches!(found, Found::Nothing),
+            begun: begun.unwrap_or_else(Begun::Refused),
         }
     }
 
@@ -205,43 +176,28 @@ impl Gateway {
         }
     }
 
-    async fn serve(
+    /// Whoever may not call is not read either.
+    async fn read_whole(
         &self,
         caller: Caller,
         found: Found,
-        head: &mut Parts,
-        body: impl AsyncFnOnce() -> Body,
-        ending: &mut Ending<'_>,
-    ) -> Result<Answer, NoAnswer> {
-        // Whoever may not call is not read either.
+        head: &Parts,
+        body: impl AsyncFnOnce(&Room) -> Body,
+    ) -> Result<(Caller, Bytes), Refusal> {
         let caller = self.enter(caller, found.command(), head)?;
-        let body = body().await?;
-        let begun = self.begin(caller, found, head, body, ending)?;
-        let answer = match begun {
-            Begun::InLane(waiting) => waiting.answer().await,
-            Begun::Own(running, trip, deadline) => self.wait(running, &trip, deadline).await,
-            Begun::Shared(reading, deadline) => {
-                return self.wait(reading.answer, &reading.trip, deadline).await;
-            }
-        };
-        if let Some(target) = &ending.target {
-            // A read that began before may not have seen it.
-            self.reads.forget(target);
-        }
-        answer
+        Ok((caller, body(&self.lanes.room).await?))
     }
 
-    /// All that is done before anything is waited for. Not asynchronous: what waits is moved often,
-    /// and should be small.
-    fn begin(
+    /// All that is done before anything is waited for.
+    fn let_in(
         &self,
         caller: Caller,
         found: Found,
         parts: &mut Parts,
         body: Bytes,
-        ending: &mut Ending<'_>,
-    ) -> Result<Begun<'_>, Refusal> {
-        let received = ending.received;
+        about: &mut About,
+    ) -> Result<Begun, Refusal> {
+        let received = about.received;
         let said = headers::Said::by(&parts.headers);
         let wishes = said.wishes(&self.settings.get())?;
         let says_length = said.says_length(body.len());
@@ -303,20 +259,20 @@ impl Gateway {
             signed_by,
             random: rand::random(),
         };
-        let span = ending.span.clone();
+        let span = about.span.clone();
         let command = match found {
             Found::Command(command) => command,
             Found::Rule(rule) => {
                 let mut call = rule.call(head, body, terms);
                 call.span = span;
-                ending.target = Some(call.target.clone());
+                about.target = Some(call.target.clone());
                 return self.write(rule.class, call);
             }
             Found::Nothing => return self.pass_through(head, body, deadline, span),
         };
         let mut call = validate::validate(command, head, body, terms)?;
         call.span = span;
-        ending.target = Some(call.target.clone());
+        about.target = Some(call.target.clone());
         self.lanes
             .upstream
             .refused
@@ -335,10 +291,12 @@ impl Gateway {
     }
 
     /// A write: in the lane of its key.
-    fn write(&self, class: QuotaClass, call: Call) -> Result<Begun<'_>, Refusal> {
+    fn write(&self, class: QuotaClass, call: Call) -> Result<Begun, Refusal> {
         let deadline = call.deadline;
         Ok(match self.lanes.submit(class, call)? {
-            Submitted::Alone(Alone { running, trip }) => Begun::Own(running, trip, deadline),
+            Submitted::Alone(Alone { running, trip }) => {
+                Begun::Own(Departed::new(running, trip), deadline)
+            }
             Submitted::Waits(waiting) => Begun::InLane(waiting),
         })
     }
@@ -350,7 +308,7 @@ impl Gateway {
         mut body: Bytes,
         deadline: Instant,
         span: Span,
-    ) -> Result<Begun<'_>, Refusal> {
+    ) -> Result<Begun, Refusal> {
         let app = head.target.query().and_then(validate::app);
         let scopes = Scopes {
             key: None,
@@ -365,11 +323,11 @@ impl Gateway {
         }
         let trip = Arc::new(Trip::for_one(deadline, span).in_place(place));
         let running = self.send(None, Arc::new(head), body, scopes, permit, trip.clone());
-        Ok(Begun::Own(Box::pin(running), trip, deadline))
+        Ok(Begun::Own(Departed::new(Box::pin(running), trip), deadline))
     }
 
     /// A read: under the API-wide limit, shared with identical ones.
-    fn read(&self, mut call: Call) -> Result<Begun<'_>, Refusal> {
+    fn read(&self, mut call: Call) -> Result<Begun, Refusal> {
         let app = Some(call.target.app);
         let command = self.lanes.quota.command(call.command.path, app);
         let scopes = Scopes { key: None, command };
@@ -391,11 +349,12 @@ impl Gateway {
         if call.travels == Travels::Alone {
             let deadline = call.deadline;
             let (trip, running) = start(&mut call, deadline)?;
-            return Ok(Begun::Own(Box::pin(running), trip, deadline));
+            return Ok(Begun::Own(Departed::new(Box::pin(running), trip), deadline));
         }
         // Whoever joins may have a later deadline than the one who began.
         let longest = call.received + self.settings.get().queue.deadline;
         let reading = self.reads.share(&mut call, |call| start(call, longest))?;
+        let reading = Departed::new(reading.answer, reading.trip);
         Ok(Begun::Shared(reading, call.deadline))
     }
 
@@ -434,58 +393,6 @@ impl Gateway {
                 );
             }
             Answer { result, facts }
-        }
-    }
-
-    /// Waits for a call's end until the caller's deadline. If the caller leaves after it was sent,
-    /// it goes on without him: its slots are settled by its reply, not by a guess.
-    async fn wait<F>(
-        &self,
-        running: F,
-        trip: &Arc<Trip>,
-        deadline: Instant,
-    ) -> Result<Answer, NoAnswer>
-    where
-        F: Future<Output = Answer> + Send + Unpin + 'static,
-    {
-        let mut running = Departed {
-            running: Some(running),
-            trip: trip.clone(),
-        };
-        let future = running.running.as_mut().expect("just put there");
-        let answer = pin!(AssertUnwindSafe(future).catch_unwind());
-        let Some(answer) = self.alarms.by(deadline, answer).await else {
-            return Err(self.too_late(trip));
-        };
-        running.running = None;
-        // The panic has been reported.
-        let answer = answer.map_err(|_| admission::unanswered())?;
-        match answer.result {
-            Err(Failure::NoPermit) => Err(self.too_late(trip)),
-            _ => Ok(answer),
-        }
-    }
-
-    fn too_late(&self, trip: &Trip) -> NoAnswer {
-        let facts = trip.facts();
-        let refusal = if trip.found_nobody() {
-            admission::unreachable_upstream()
-        } else if facts.attempts > 0 {
-            admission::unanswered()
-        } else if self
-            .lanes
-            .upstream
-            .breaker
-            .next_probe(clock::now())
-            .is_some()
-        {
-            admission::unreachable_upstream()
-        } else {
-            admission::too_late(error::API_LIMIT.into(), Duration::from_secs(1))
-        };
-        NoAnswer {
-            refusal,
-            facts: Some(facts),
         }
     }
 
@@ -544,16 +451,6 @@ impl Gateway {
     }
 }
 
-/// A call that has been let in, and what its caller waits for.
-enum Begun<'a> {
-    /// The answer of its lane.
-    InLane(lane::Waiting<'a>),
-    /// An upstream call of its own, and the caller's deadline.
-    Own(Running, Arc<Trip>, Instant),
-    /// One that others may share.
-    Shared(reads::Reading, Instant),
-}
-
 /// Whether a server expects to be told the length of the body, even if there is none (RFC 9110, 8.6).
 fn may_have_body(method: &Method) -> bool {
     [Method::POST, Method::PUT, Method::PATCH].contains(method)
@@ -590,27 +487,6 @@ struct Rendered {
     reason: Option<&'static str>,
     facts: Option<Facts>,
     response: Response<Bytes>,
-}
-
-/// A call that goes on by itself if it is dropped after it was sent.
-struct Departed<F: Future<Output = Answer> + Send + Unpin + 'static> {
-    running: Option<F>,
-    trip: Arc<Trip>,
-}
-
-impl<F: Future<Output = Answer> + Send + Unpin + 'static> Drop for Departed<F> {
-    fn drop(&mut self) {
-        let Some(running) = self.running.take() else {
-            return;
-        };
-        if self.trip.facts().attempts == 0 {
-            return;
-        }
-        if self.trip.batch() == 1 {
-            self.trip.leave();
-        }
-        tokio::spawn(running);
-    }
 }
 
 fn from_upstream(reply: Reply) -> Response<Bytes> {

@@ -11,6 +11,7 @@ mod woken;
 use std::{convert::Infallible, future::Future, net, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::Full;
 use hyper::{body::Incoming, service::service_fn};
@@ -31,7 +32,7 @@ use crate::{
     call::Caller,
     clock::{self, Instant},
     config::InForce,
-    gateway::{Gateway, Grace},
+    gateway::Gateway,
     metrics::Metrics,
     shutdown::{FLUSH, Lifecycle, Phase},
     tls,
@@ -42,7 +43,7 @@ use activity::{Activity, Serving, Timeouts};
 use hygiene::HeadLimits;
 use opening::Opening;
 use read::BodyLimits;
-use woken::{Bell, Woken};
+use woken::{Bells, Woken};
 
 /// hyper answers a head that does not fit into its buffer by itself, without the API's envelope:
 /// its buffer is so much larger than `listen.max_header_bytes` that most never meet it.
@@ -233,7 +234,9 @@ impl Ingress {
         let (gateway, settings, lifecycle) = (&self.gateway, &self.settings, &self.lifecycle);
         let limits = Limits::of(settings);
         let activity = Activity::new(limits.timeouts, connected);
-        let bell = Arc::<Bell>::default();
+        let bells = Bells::default();
+        // HTTP/1.1 has one call at a time.
+        let bell = bells.another();
         let service = service_fn(|request: Request<Incoming>| {
             // A call goes by the settings of its time; what its connection was made with stays.
             let limits = Limits::of(settings);
@@ -241,13 +244,11 @@ impl Ingress {
             let multiplexed = request.version() == Version::HTTP_2;
             let serving = activity.call(multiplexed);
             let bell = if multiplexed {
-                Arc::default()
+                bells.another()
             } else {
                 bell.clone()
             };
-            // In a box: hyper moves it, and a connection has room for it while it has no call.
-            let answer = Box::pin(answer(gateway, caller, request, limits, serving));
-            Woken::new(answer, bell)
+            Woken::new(answer(gateway, caller, request, limits, serving), bell)
         });
         let builder = builder(limits, opening);
         let connection = builder.serve_connection(TokioIo::new(activity.watch(io)), service);
@@ -269,7 +270,7 @@ impl Ingress {
                 }
                 () = &mut expired, if !has_expired => {
                     has_expired = true;
-                    bell.ring();
+                    bells.ring();
                     continue;
                 }
             };
@@ -391,8 +392,8 @@ fn broken_rule(error: &(dyn std::error::Error + 'static)) -> Option<Bound> {
     }
 }
 
-/// The answer to one request. Of its parts none is moved once it has begun: it would lie twice in the
-/// memory of each call that waits.
+/// The answer to one request. In two boxes, one after the other: hyper moves them, a connection would
+/// have room for them while it has no call, and what waits needs nothing of what was read.
 fn answer(
     gateway: Arc<Gateway>,
     caller: Caller,
@@ -402,31 +403,29 @@ fn answer(
 ) -> impl Future<Output = Result<Response<Full<Bytes>>, Infallible>> {
     let (mut head, incoming) = request.into_parts();
     let hygiene = hygiene::check(&head, limits.head);
-    let mut unread = Some((hygiene, incoming));
     let is_tunnel = head.method == Method::CONNECT;
-    let grace = match head.version {
-        Version::HTTP_2 => Grace::Awaited,
-        // It is polled by its connection, which sees to that.
-        _ => Grace::Seen,
-    };
     if let Some(proto) = limits.forwarded {
         forwarded::add(&mut head.headers, &caller, proto);
     }
-    async move {
+    let begin = async move {
         serving.connection().taken().await;
-        let body = async || {
-            let (hygiene, incoming) = unread.take().expect("it is read once");
+        let body = async |room: &_| {
             hygiene?;
-            read::whole(incoming, &limits.body, gateway.room()).await
+            read::whole(incoming, &limits.body, room).await
         };
-        let mut response = gateway.answer(grace, caller, &mut head, body).await;
-        if is_tunnel {
-            // Whatever `listen.status_codes`: any 2xx would open the tunnel (RFC 9110, 9.3.6).
-            *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-        }
-        drop(serving);
-        Ok(response.map(Full::new))
-    }
+        let under_way = gateway.begin(caller, &mut head, body).await;
+        (under_way, serving)
+    };
+    Box::pin(begin).then(move |(under_way, serving)| {
+        Box::pin(under_way.answer().map(move |mut response| {
+            if is_tunnel {
+                // Whatever `listen.status_codes`: any 2xx would open the tunnel (RFC 9110, 9.3.6).
+                *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+            }
+            drop(serving);
+            Ok(response.map(Full::new))
+        }))
+    })
 }
 
 fn within<F: Future>(limit: Duration, future: F) -> impl Future<Output = Option<F::Output>> {

@@ -133,11 +133,7 @@ impl Lanes {
     }
 
     /// Puts a call into its lane, in which it waits for its answer.
-    pub fn submit(
-        self: &Arc<Self>,
-        class: QuotaClass,
-        call: Call,
-    ) -> Result<Submitted<'_>, Refusal> {
+    pub fn submit(self: &Arc<Self>, class: QuotaClass, call: Call) -> Result<Submitted, Refusal> {
         let key = LaneKey {
             class,
             target: call.target.clone(),
@@ -196,7 +192,7 @@ impl Lanes {
         key: LaneKey,
         mut call: Call,
         pairs: u32,
-    ) -> Result<Submitted<'_>, Refusal> {
+    ) -> Result<Submitted, Refusal> {
         let class = key.class;
         let mut shard = self.by_key.lock(&key);
         let lane = shard.get(&key).cloned();
@@ -246,7 +242,7 @@ impl Lanes {
         }
         drop(shard);
         let seat = Seat {
-            lanes: self,
+            lanes: self.clone(),
             lane,
             caller,
             number,
@@ -339,24 +335,24 @@ impl Lanes {
 }
 
 /// What becomes of a call.
-pub enum Submitted<'a> {
+pub enum Submitted {
     /// It is sent now.
     Alone(Alone),
     /// It waits in its lane.
-    Waits(Waiting<'a>),
+    Waits(Waiting),
 }
 
 /// A caller who waits for the answer of a lane.
-pub struct Waiting<'a> {
-    seat: Seat<'a>,
+pub struct Waiting {
+    seat: Seat,
     answer: oneshot::Receiver<Box<Answer>>,
     deadline: Instant,
 }
 
-impl Waiting<'_> {
+impl Waiting {
     /// The answer, by the caller's deadline. Dropped before, the call leaves its lane at once.
-    pub async fn answer(self) -> Result<Answer, NoAnswer> {
-        match clock::by(self.deadline, self.answer).await {
+    pub async fn answer(&mut self) -> Result<Answer, NoAnswer> {
+        match clock::by(self.deadline, &mut self.answer).await {
             Some(Ok(answer)) => Ok(*answer),
             // Only if the task of the lane has panicked.
             Some(Err(_)) => Err(admission::unanswered().into()),
@@ -366,16 +362,16 @@ impl Waiting<'_> {
 }
 
 /// A caller's place in a lane, for as long as he waits there.
-struct Seat<'a> {
-    lanes: &'a Lanes,
+struct Seat {
+    lanes: Arc<Lanes>,
     lane: Arc<Lane>,
     caller: Caller,
     number: u64,
 }
 
-impl Seat<'_> {
+impl Seat {
     /// The deadline has come: leaves the lane and says what the call was waiting for.
-    fn too_late(self) -> NoAnswer {
+    fn too_late(&self) -> NoAnswer {
         let waiting = self.lane.leave(&self.caller, self.number);
         match waiting {
             Some(job) => {
@@ -388,13 +384,13 @@ impl Seat<'_> {
                 {
                     return admission::unreachable_upstream().into();
                 }
-                let scopes = self.lanes.scopes(&self.lane, &job.call, job.pairs);
+                let scopes = self.lanes.scopes(&self.lane, &job.call, job.call.pairs);
                 let limiting = scopes.limiting(clock::now());
                 let code = admission::code(limiting, Some(self.lane.key.class));
                 let mut state = self.lane.lock();
                 let next = self
                     .lanes
-                    .forecast(&self.lane, &mut state, &job.call, job.pairs)
+                    .forecast(&self.lane, &mut state, &job.call, job.call.pairs)
                     .at;
                 admission::too_late(code, next.saturating_duration_since(clock::now())).into()
             }
@@ -413,7 +409,7 @@ impl Seat<'_> {
     }
 }
 
-impl Drop for Seat<'_> {
+impl Drop for Seat {
     fn drop(&mut self) {
         self.lane.leave(&self.caller, self.number);
     }

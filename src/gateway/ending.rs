@@ -1,8 +1,11 @@
-//! What is counted, logged and traced of a call.
+//! What is counted, logged and traced of a call, and what its caller is told of that.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use super::Gateway;
+use bytes::Bytes;
+use http::Response;
+
+use super::{Gateway, Rendered, headers};
 use crate::{
     call::Target,
     clock::{self, Instant},
@@ -13,48 +16,99 @@ use crate::{
 };
 
 /// Counts, logs and traces a call when it ends, also one whose caller has left.
-pub(super) struct Ending<'a> {
-    pub(super) gateway: &'a Gateway,
+pub(super) struct Ending {
+    pub(super) gateway: Arc<Gateway>,
+    pub(super) about: About,
+    is_told: bool,
+}
+
+/// What is known of a call.
+pub(super) struct About {
+    /// The `command` label of the metrics.
     pub(super) label: &'static str,
     pub(super) received: Instant,
     pub(super) span: Span,
     /// Known once the call is.
     pub(super) target: Option<Target>,
-    pub(super) end: Option<Ended>,
 }
 
-/// How a call was answered.
-pub(super) struct Ended {
-    pub(super) took: Duration,
-    pub(super) outcome: Outcome,
-    pub(super) reason: Option<&'static str>,
-    pub(super) waited: Duration,
-    pub(super) facts: Option<Facts>,
-    pub(super) status: u16,
+/// How a call ended.
+struct Ended {
+    took: Duration,
+    waited: Duration,
+    outcome: Outcome,
+    reason: Option<&'static str>,
+    facts: Option<Facts>,
+    /// None if the caller has left.
+    status: Option<u16>,
 }
 
-impl Drop for Ending<'_> {
-    fn drop(&mut self) {
-        let (outcome, took, waited) = match &self.end {
-            Some(end) => (end.outcome, end.took, end.waited),
-            None => {
-                let took = clock::now() - self.received;
-                (Outcome::Cancelled, took, took)
-            }
-        };
+impl Ending {
+    pub(super) fn of(gateway: Arc<Gateway>, about: About) -> Ending {
+        Ending {
+            gateway,
+            about,
+            is_told: false,
+        }
+    }
+
+    /// What the caller gets, with how long it took and what it became on its way.
+    pub(super) fn answer(&mut self, rendered: Rendered) -> Response<Bytes> {
+        let Rendered {
+            outcome,
+            reason,
+            facts,
+            mut response,
+        } = rendered;
+        let took = clock::now() - self.about.received;
+        let upstream = facts.map_or(Duration::ZERO, |facts| facts.upstream);
+        let waited = took.saturating_sub(upstream);
+        self.is_told = true;
+        self.tell(&Ended {
+            took,
+            waited,
+            outcome,
+            reason,
+            facts,
+            status: Some(response.status().as_u16()),
+        });
+        let own = response.headers_mut();
+        own.reserve(3);
+        own.append(
+            headers::SERVER_TIMING,
+            headers::server_timing(waited, upstream),
+        );
+        if let Some(facts) = facts.filter(|facts| facts.attempts > 0) {
+            own.insert(headers::BATCH, headers::number(facts.batch));
+            own.insert(headers::ATTEMPTS, headers::number(facts.attempts));
+        }
+        response
+    }
+
+    fn tell(&self, ended: &Ended) {
+        let Ended {
+            took,
+            waited,
+            outcome,
+            reason,
+            facts,
+            status,
+        } = *ended;
         let (metrics, ids) = (&self.gateway.metrics, self.gateway.ids);
-        metrics.request(self.label, outcome, took, waited);
+        let About {
+            label,
+            received,
+            span,
+            target,
+        } = &self.about;
+        metrics.request(label, outcome, took, waited);
         let is_logged = tracing::enabled!(tracing::Level::DEBUG);
-        if !is_logged && !self.span.is_recorded() {
+        if !is_logged && !span.is_recorded() {
             return;
         }
-        let key = self.target.as_ref().map(|target| ids::shown(ids, target));
-        let end = self.end.as_ref();
-        let facts = end.and_then(|end| end.facts);
-        let reason = end.and_then(|end| end.reason);
-        let status = end.map(|end| end.status);
+        let key = target.as_ref().map(|target| ids::shown(ids, target));
         tracing::debug!(
-            command = self.label,
+            command = label,
             key,
             outcome = outcome.name(),
             reason,
@@ -73,7 +127,24 @@ impl Drop for Ending<'_> {
             reason,
             key: key.as_deref(),
         };
-        self.span.end(&end, self.received + took);
+        span.end(&end, *received + took);
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if self.is_told {
+            return;
+        }
+        let took = clock::now() - self.about.received;
+        self.tell(&Ended {
+            took,
+            waited: took,
+            outcome: Outcome::Cancelled,
+            reason: None,
+            facts: None,
+            status: None,
+        });
     }
 }
 

@@ -6,13 +6,14 @@
 use std::{
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
 };
 
 use futures_util::task::{ArcWake, AtomicWaker, waker_ref};
+use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 
 /// Wakes the task of a call, and remembers that the call is to be polled.
@@ -20,6 +21,33 @@ use pin_project_lite::pin_project;
 pub(super) struct Bell {
     task: AtomicWaker,
     has_rung: AtomicBool,
+}
+
+/// The bells of a connection's calls, for what happens to all of them.
+#[derive(Debug, Default)]
+pub(super) struct Bells(Mutex<Vec<Weak<Bell>>>);
+
+impl Bells {
+    /// A bell for one more call.
+    pub(super) fn another(&self) -> Arc<Bell> {
+        let bell = Arc::default();
+        let mut bells = self.0.lock();
+        if bells.len() == bells.capacity() {
+            bells.retain(|bell| bell.strong_count() > 0);
+            // So that as many come before the next look as there was to look at.
+            let left = bells.len();
+            bells.reserve(left + 1);
+        }
+        bells.push(Arc::downgrade(&bell));
+        bell
+    }
+
+    /// Each call is to be polled.
+    pub(super) fn ring(&self) {
+        for bell in self.0.lock().iter().filter_map(Weak::upgrade) {
+            bell.ring();
+        }
+    }
 }
 
 pin_project! {
@@ -78,7 +106,6 @@ mod tests {
     };
 
     use futures_util::task::noop_waker_ref;
-    use parking_lot::Mutex;
 
     use super::*;
 
@@ -144,6 +171,24 @@ mod tests {
         let mut second = pin!(Woken::new(watch.call(), bell));
         assert!(second.as_mut().poll(own).is_pending());
         assert_eq!(watch.polls(), 3, "the next call has not been looked at");
+    }
+
+    #[test]
+    fn all_bells_should_ring_of_calls_that_are_left_and_no_others_be_kept() {
+        let bells = Bells::default();
+        let left: Vec<_> = (0..1_000)
+            .filter_map(|number| {
+                let bell = bells.another();
+                (number % 100 == 0).then_some(bell)
+            })
+            .collect();
+        bells.ring();
+        assert!(
+            left.iter()
+                .all(|bell| bell.has_rung.load(Ordering::Relaxed))
+        );
+        let kept = bells.0.lock().capacity();
+        assert!(kept <= 4 * left.len(), "{kept} for {}", left.len());
     }
 
     #[tokio::test]

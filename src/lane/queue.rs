@@ -25,10 +25,8 @@ use crate::{
 /// A call that waits, with whatever its owner needs to answer it.
 #[derive(Debug)]
 pub struct Job<T> {
-    /// The call.
+    /// The call; of its pairs, those that count: 1 where none do.
     pub call: Call,
-    /// The pairs that it carries; 1 where there are none.
-    pub pairs: u32,
     /// Its owner's handle.
     pub ticket: T,
 }
@@ -77,7 +75,7 @@ impl<T> Queue<T> {
         self.counting = counting;
     }
 
-    /// Puts a call at the end and returns its number.
+    /// Puts a call, of whose pairs so many count, at the end and returns its number.
     pub fn push(&mut self, call: Call, pairs: u32, ticket: T) -> u64 {
         let number = self.next_number;
         self.push_as(number, call, pairs, ticket);
@@ -88,11 +86,11 @@ impl<T> Queue<T> {
     pub(super) fn push_as(&mut self, number: u64, call: Call, pairs: u32, ticket: T) {
         self.next_number = number + 1;
         self.join(&call, number);
-        self.insert(number, call, pairs, ticket);
+        self.insert(number, Call { pairs, ..call }, ticket);
     }
 
     /// Puts a call that was taken back in its old place, to travel alone.
-    pub fn put_back(&mut self, number: u64, mut call: Call, pairs: u32, ticket: T) {
+    pub fn put_back(&mut self, number: u64, mut call: Call, ticket: T) {
         call.travels = Travels::Alone;
         self.starts.insert(number);
         match self.after(number) {
@@ -101,13 +99,13 @@ impl<T> Queue<T> {
             }
             None => self.tail = None,
         }
-        self.insert(number, call, pairs, ticket);
+        self.insert(number, call, ticket);
     }
 
     /// A call leaves; `None` if it is not here any more.
     pub fn leave(&mut self, number: u64) -> Option<Job<T>> {
         let job = *self.jobs.remove(&number)?;
-        self.pairs -= job.pairs;
+        self.pairs -= job.call.pairs;
         let next = self.after(number);
         let is_start = self.starts.remove(&number);
         let again = if is_start {
@@ -161,7 +159,7 @@ impl<T> Queue<T> {
                 .jobs
                 .pop_first()
                 .expect("a plan is a part of the queue");
-            self.pairs -= job.pairs;
+            self.pairs -= job.call.pairs;
             self.starts.remove(&number);
             jobs.push((number, *job));
         }
@@ -186,7 +184,7 @@ impl<T> Queue<T> {
         }
         match self.start_of(groups) {
             None => self.pairs,
-            Some(end) => self.jobs.range(..end).map(|(_, job)| job.pairs).sum(),
+            Some(end) => self.jobs.range(..end).map(|(_, job)| job.call.pairs).sum(),
         }
     }
 
@@ -267,14 +265,9 @@ impl<T> Queue<T> {
         self.jobs.range(number..).next().map(|(next, _)| *next)
     }
 
-    fn insert(&mut self, number: u64, call: Call, pairs: u32, ticket: T) {
-        self.pairs += pairs;
-        let job = Job {
-            call,
-            pairs,
-            ticket,
-        };
-        self.jobs.insert(number, Box::new(job));
+    fn insert(&mut self, number: u64, call: Call, ticket: T) {
+        self.pairs += call.pairs;
+        self.jobs.insert(number, Box::new(Job { call, ticket }));
     }
 }
 

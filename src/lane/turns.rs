@@ -127,9 +127,9 @@ impl<T> Turns<T> {
     }
 
     /// Puts a call that was taken back to the front, to travel alone.
-    pub fn put_back(&mut self, number: u64, call: Call, pairs: u32, ticket: T) {
+    pub fn put_back(&mut self, number: u64, call: Call, ticket: T) {
         self.calls += 1;
-        self.again.put_back(number, call, pairs, ticket);
+        self.again.put_back(number, call, ticket);
     }
 
     /// A call of `caller` leaves; `None` if it is not here any more.

@@ -59,10 +59,10 @@ impl<T> Waiting<T> {
     }
 
     /// Puts a call that was taken back to the front, to travel alone.
-    pub fn put_back(&mut self, number: u64, call: Call, pairs: u32, ticket: T) {
+    pub fn put_back(&mut self, number: u64, call: Call, ticket: T) {
         match self {
-            Waiting::Strict(queue) => queue.put_back(number, call, pairs, ticket),
-            Waiting::Fair(turns) => turns.put_back(number, call, pairs, ticket),
+            Waiting::Strict(queue) => queue.put_back(number, call, ticket),
+            Waiting::Fair(turns) => turns.put_back(number, call, ticket),
         }
     }
 

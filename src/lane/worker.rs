@@ -66,7 +66,7 @@ impl Drop for Served<'_> {
 fn next(lanes: &Lanes, lane: &Lane) -> Option<Scopes> {
     let mut state = lane.lock();
     let (_, front) = state.queue.front()?;
-    let (slots, pairs) = (lanes.slots(lane, &front.call), front.pairs);
+    let (slots, pairs) = (lanes.slots(lane, &front.call), front.call.pairs);
     // What follows may turn it into another command; then the permit is switched. A store that
     // others share would have to be asked again, so there it is foreseen.
     let planned = lanes.quota.store.as_ref();
@@ -169,7 +169,6 @@ async fn arrive(lanes: &Lanes, lane: &Lane, outbound: Arc<Outbound>) {
             (Ok(_), Some(Fate::Again) | None) => {
                 if !seat.answer.is_closed() {
                     seat.call.span.waits_again(clock::now());
-                    let pairs = lane.key.class.pairs(&seat.call);
                     let place = lanes
                         .room
                         .reenter(Some(lane.key.class), seat.call.body.len());
@@ -177,7 +176,7 @@ async fn arrive(lanes: &Lanes, lane: &Lane, outbound: Arc<Outbound>) {
                         answer: seat.answer,
                         _place: place,
                     };
-                    state.queue.put_back(seat.number, seat.call, pairs, ticket);
+                    state.queue.put_back(seat.number, seat.call, ticket);
                 }
                 continue;
             }
@@ -260,7 +259,7 @@ mod tests {
             let lanes = lanes.clone();
             async move {
                 match lanes.submit(QuotaClass::GroupAttributes, call()) {
-                    Ok(Submitted::Waits(waiting)) => waiting.answer().await,
+                    Ok(Submitted::Waits(mut waiting)) => waiting.answer().await,
                     _ => panic!("it has to wait"),
                 }
             }

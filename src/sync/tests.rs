@@ -148,7 +148,7 @@ impl World {
     async fn send(&self, class: QuotaClass, call: Call) -> Result<Answer, NoAnswer> {
         let deadline = call.deadline;
         match self.lanes.submit(class, call)? {
-            Submitted::Waits(waiting) => waiting.answer().await,
+            Submitted::Waits(mut waiting) => waiting.answer().await,
             // What was sent goes on without its caller.
             Submitted::Alone(Alone { running, trip }) => {
                 let answer = clock::by(deadline, sync::spawn(running)).await;

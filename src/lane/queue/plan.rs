@@ -39,7 +39,7 @@ impl Plan {
         let mut jobs = jobs.peekable();
         let first = jobs.next()?;
         if jobs.peek().is_none() || first.call.travels == Travels::Alone {
-            let (command, pairs) = (first.call.command, first.pairs);
+            let (command, pairs) = (first.call.command, first.call.pairs);
             let fits = slots(counting, pairs) <= max_slots && allowed(command);
             return fits.then_some(Plan {
                 length: 1,
@@ -49,7 +49,7 @@ impl Plan {
             });
         }
         let mut best = None;
-        let (mut length, mut pairs) = (1, first.pairs);
+        let (mut length, mut pairs) = (1, first.call.pairs);
         let mut fold = Fold::start(&first.call);
         // Asked once per change of the command: folding a run seldom changes it.
         let mut answer = None;
@@ -64,7 +64,7 @@ impl Plan {
                 best = Some((length, command, pairs));
             }
             let Some(job) = jobs.next() else { break };
-            let together = pairs + job.pairs;
+            let together = pairs + job.call.pairs;
             if slots(counting, together) > max_slots || !fold.add(&job.call) {
                 break;
             }

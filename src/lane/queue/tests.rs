@@ -261,7 +261,7 @@ fn one_put_back_should_have_his_old_place_and_travel_alone() {
     assert_eq!(queue.push(one("4"), 1, ()), 3);
     assert_eq!(queue.push(one("5"), 1, ()), 4);
     for (number, job) in batch.jobs {
-        queue.put_back(number, job.call, job.pairs, ());
+        queue.put_back(number, job.call, ());
     }
     assert_eq!((queue.calls(), queue.batches(), queue.slots()), (5, 4, 4));
     assert_eq!(queue.front().map(|(number, _)| number), Some(0));
@@ -278,7 +278,7 @@ fn a_call_should_not_join_one_who_was_put_back_into_an_empty_queue() {
     let mut queue = pushed(Counting::Calls, &[clear(), set(&[("a", "1")])]);
     let plan = queue.plan(1, |_| true).unwrap();
     for (number, job) in queue.take(plan).jobs {
-        queue.put_back(number, job.call, job.pairs, ());
+        queue.put_back(number, job.call, ());
     }
     queue.push(clear(), 1, ());
     assert_eq!(queue.batches(), 3);

@@ -176,7 +176,7 @@ fn what_a_slot_stands_for_should_change_for_everybody_who_waits() {
         turns.push(pair(number, key), 5, ());
     }
     let again = turns.leave(&caller(2), 2).unwrap();
-    turns.put_back(2, again.call, again.pairs, ());
+    turns.put_back(2, again.call, ());
     assert_eq!(ahead(&mut turns, 3), (2, 2));
     turns.count(Counting::Pairs);
     assert_eq!(ahead(&mut turns, 3), (15, 2));
@@ -203,7 +203,7 @@ fn those_put_back_should_leave_first_and_keep_their_order() {
     turns.push(of(3, clear()), 1, ());
     turns.push(of(1, clear()), 1, ());
     for (number, job) in batch.jobs {
-        turns.put_back(number, job.call, job.pairs, ());
+        turns.put_back(number, job.call, ());
     }
     assert_eq!((turns.calls(), turns.front().unwrap().0), (5, 0));
     assert_eq!(turns.ahead(&caller(4)).batches, 4);
@@ -360,7 +360,7 @@ proptest! {
                     judge.send(&calls, is_turn);
                     if matches!(step, Step::TakeAndPutBack) && batch.jobs.len() > 1 {
                         for ((number, _), (place, job)) in calls.into_iter().zip(batch.jobs) {
-                            turns.put_back(place, job.call, job.pairs, ());
+                            turns.put_back(place, job.call, ());
                             judge.waiting.entry(number).or_default().insert(place);
                         }
                     }

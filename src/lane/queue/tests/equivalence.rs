@@ -172,7 +172,7 @@ impl Run {
                 let number = *who.get(&numbers);
                 let job = self.queue.leave(number).unwrap();
                 let (call, slots) = self.waiting.remove(&number).unwrap();
-                assert_eq!((&job.call.body, job.pairs), (&call.body, slots));
+                assert_eq!((&job.call.body, job.call.pairs), (&call.body, slots));
                 if self.untold.contains(&number) {
                     self.answered.push((self.batches, number, call, None));
                 }
@@ -234,7 +234,7 @@ impl Run {
         assert_eq!(batch.jobs.len(), length);
         assert!(std::ptr::eq(batch.command, command));
         assert_eq!(batch.fold.is_some(), length > 1);
-        let each = batch.jobs.iter().map(|(_, job)| job.pairs);
+        let each = batch.jobs.iter().map(|(_, job)| job.call.pairs);
         assert_eq!(pairs, each.sum::<u32>());
         assert!(self.counting == Counting::Calls || pairs <= max_slots);
         for (number, job) in &batch.jobs {
@@ -276,11 +276,11 @@ impl Run {
                 Fate::Again => {
                     let mut call = job.call.clone();
                     call.travels = Travels::Alone;
-                    self.waiting.insert(number, (call, job.pairs));
+                    self.waiting.insert(number, (call, job.call.pairs));
                     if code == 0 {
                         self.untold.insert(number);
                     }
-                    self.queue.put_back(number, job.call, job.pairs, ());
+                    self.queue.put_back(number, job.call, ());
                     self.is_exact = false;
                 }
             }
