@@ -237,6 +237,42 @@ async fn a_caller_who_asks_on_and_on_and_reads_nothing_should_not_fill_the_memor
 }
 
 #[tokio::test]
+async fn those_who_wait_should_keep_little_more_than_what_they_sent() {
+    const MANY: usize = 300;
+    let upstream = Recorder::of_the_api().await;
+    let slow = [
+        "quota.group_attributes.window=30s",
+        "queue.deadline=1h",
+        "merge.enabled=false",
+    ];
+    let gateway = Gateway::start(&upstream.url(), &slow).await;
+    let write = call(SET, "", &one_attribute("g"));
+    let waiting = "chat_gateway_queue_calls{quota=\"group_attributes\"} ";
+    let mut callers = Vec::new();
+    let (mut left, mut before) = (0, 0);
+    // The first ones bring what all of them use.
+    for count in [50, 50 + MANY] {
+        before = gateway.process.memory();
+        left = count - callers.len();
+        for _ in 0..left {
+            let mut caller = Connection::to(gateway.traffic).await;
+            caller.send(&write).await;
+            callers.push(caller);
+        }
+        let all_wait = async {
+            while value(&gateway, waiting).await < count as u64 - 5 {
+                clock::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        within("all to wait", all_wait).await;
+    }
+    let each = gateway.process.memory().saturating_sub(before) / left;
+    println!("{each} bytes for a connection with a call that waits");
+    // hyper has a buffer of 8 KiB for what it reads, and another for what it writes.
+    assert!(each < 16 << 10, "{each} bytes");
+}
+
+#[tokio::test]
 async fn at_the_bound_of_connections_new_ones_should_wait_and_the_others_be_served() {
     let upstream = Recorder::start(|_| Deed::ok("hi")).await;
     let gateway = Gateway::start(&upstream.url(), &["listen.max_connections=2"]).await;
