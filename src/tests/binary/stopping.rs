@@ -1,13 +1,18 @@
 //! The order of stopping, by signals.
 
+use bytes::Bytes;
 use chat_gateway::clock;
+use http::Request;
+use http_body_util::Full;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::time::Duration;
 use tokio::net::TcpStream;
 
 use super::{
     process::{Gateway, within},
     recorder::{Deed, OK, Recorder},
-    wire::{Connection, SET, call, one_attribute, request},
+    wire::{Connection, QUERY, SET, call, one_attribute, request},
 };
 
 /// A gateway whose window for the group `g` is spent for `window`, and a caller who waits for it.
@@ -77,6 +82,39 @@ async fn what_still_waits_when_the_grace_is_over_should_be_told_so() {
         assert_eq!(code, Some(0), "{log}");
         assert_eq!(upstream.requests().len(), sent);
     }
+}
+
+#[tokio::test]
+async fn all_calls_of_a_connection_of_http_2_should_be_told_so() {
+    let upstream = Recorder::of_the_api().await;
+    let settings = [
+        "shutdown.grace=300ms",
+        "merge.enabled=false",
+        "queue.deadline=1h",
+    ];
+    let (mut gateway, _caller) = with_one_who_waits(&upstream, "20s", &settings).await;
+    let stream = TcpStream::connect(gateway.traffic).await.unwrap();
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let calls: Vec<_> = (0..20)
+        .map(|_| {
+            let write = Request::post(format!("http://g{SET}?{QUERY}"))
+                .body(Full::new(Bytes::from(one_attribute("g"))))
+                .unwrap();
+            tokio::spawn(sender.send_request(write))
+        })
+        .collect();
+    gateway
+        .status(|status| status["waiting"][0]["calls"] == 21)
+        .await;
+    gateway.process.signal("TERM");
+    for call in calls {
+        let answer = within("the answer", call).await.unwrap().unwrap();
+        assert_eq!(answer.headers()["x-chat-gateway-reason"], "draining");
+    }
+    assert_eq!(gateway.process.end().await.0, Some(0));
 }
 
 #[tokio::test]
