@@ -170,7 +170,7 @@ impl Ingress {
     async fn serve(&self, stream: TcpStream, caller: Caller) {
         let connected = clock::now();
         let Some(tls) = &self.tls else {
-            if let Some(opening) = self.opening(&stream).await {
+            if let Some(Ok(opening)) = self.before_head(Opening::of(&stream)).await {
                 self.connection(stream, connected, opening, caller).await;
             }
             return;
@@ -185,18 +185,18 @@ impl Ingress {
         .await;
     }
 
-    /// `None` if nothing has come in the time that a head has, or before the gateway drains.
-    async fn opening(&self, stream: &TcpStream) -> Option<Opening> {
+    /// What comes of `first`, which has the time that a head has; `None` if the gateway drains before.
+    async fn before_head<F: Future>(&self, first: F) -> Option<Result<F::Output, Bound>> {
         let header_timeout = self.settings.get().listen.header_timeout;
-        let opening = tokio::select! {
+        let done = tokio::select! {
             biased;
-            opening = within(header_timeout, Opening::of(stream)) => opening,
+            done = within(header_timeout, first) => done,
             () = self.lifecycle.reached(Phase::Draining) => return None,
         };
-        if opening.is_none() {
+        Some(done.ok_or_else(|| {
             self.metrics.reached(Bound::HeaderTime);
-        }
-        opening
+            Bound::HeaderTime
+        }))
     }
 
     /// One who does not finish the handshake is treated like one who does not finish a head.
@@ -205,20 +205,11 @@ impl Ingress {
         stream: TcpStream,
         config: Arc<ServerConfig>,
     ) -> Option<TlsStream<TcpStream>> {
-        let header_timeout = self.settings.get().listen.header_timeout;
         let handshake = TlsAcceptor::from(config).accept(stream);
-        let shaken = tokio::select! {
-            biased;
-            shaken = within(header_timeout, handshake) => shaken,
-            () = self.lifecycle.reached(Phase::Draining) => return None,
-        };
-        let (cause, error) = match shaken {
-            Some(Ok(stream)) => return Some(stream),
-            Some(Err(error)) => (tls::cause(&error), error.to_string()),
-            None => {
-                self.metrics.reached(Bound::HeaderTime);
-                ("timeout", "it took too long".to_owned())
-            }
+        let (cause, error) = match self.before_head(handshake).await? {
+            Ok(Ok(stream)) => return Some(stream),
+            Ok(Err(error)) => (tls::cause(&error), error.to_string()),
+            Err(_) => ("timeout", "it took too long".to_owned()),
         };
         self.metrics.tls_failure(cause);
         tracing::debug!(cause, error, "a TLS handshake failed");
