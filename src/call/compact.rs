@@ -32,9 +32,8 @@ impl Call {
 pub fn compact(head: &mut Head, body: &mut Bytes) {
     let headers = head.headers.0.get_mut();
     let target = head.target.as_str().len();
-    let values: usize = headers.lengths().sum();
     let moved = if body.len() < LONG { body.len() } else { 0 };
-    let mut memory = BytesMut::with_capacity(target + values + moved);
+    let mut memory = BytesMut::with_capacity(target + headers.length() + moved);
     let mut own = |bytes: &[u8]| {
         memory.extend_from_slice(bytes);
         memory.split().freeze()
@@ -79,12 +78,12 @@ impl Kept {
         }
     }
 
-    fn lengths(&self) -> impl Iterator<Item = usize> {
-        let map = match self {
-            Kept::Map(map) => Some(map),
-            Kept::List(_) => None,
-        };
-        map.into_iter().flatten().map(|(_, value)| value.len())
+    /// Bytes of the values that are still to be copied.
+    fn length(&self) -> usize {
+        match self {
+            Kept::Map(map) => map.values().map(HeaderValue::len).sum(),
+            Kept::List(_) => 0,
+        }
     }
 
     fn compact(&mut self, own: &mut impl FnMut(&[u8]) -> Bytes) {

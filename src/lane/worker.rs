@@ -181,8 +181,7 @@ async fn arrive(lanes: &Lanes, lane: &Lane, outbound: Arc<Outbound>) {
                 continue;
             }
         };
-        // One who has left takes no answer.
-        let _ = seat.answer.send(Box::new(Answer { result, facts }));
+        seat.hears(Answer { result, facts });
     }
 }
 

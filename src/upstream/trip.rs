@@ -52,6 +52,13 @@ pub struct Seat {
     pub answer: oneshot::Sender<Box<Answer>>,
 }
 
+impl Seat {
+    /// The end of his wait. One who has left by himself takes no answer.
+    pub fn hears(self, answer: Answer) {
+        let _ = self.answer.send(Box::new(answer));
+    }
+}
+
 /// The end of a call.
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -207,11 +214,10 @@ impl Trip {
             .lock()
             .extract_if(.., |seat| seat.call.deadline < finish)
         {
-            // One who has left by himself takes no answer.
-            let _ = seat.answer.send(Box::new(Answer {
+            seat.hears(Answer {
                 result: last.clone(),
                 facts,
-            }));
+            });
         }
     }
 
