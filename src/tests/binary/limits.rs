@@ -27,12 +27,17 @@ pub(super) async fn value(gateway: &Gateway, start: &str) -> u64 {
 
 /// Waits until a bound was reached so often.
 pub(super) async fn wait_for(gateway: &Gateway, bound: Bound, count: u64) {
+    let poll = async || reached(gateway, bound).await >= count;
+    until(bound.name(), poll).await;
+}
+
+async fn until(what: &str, holds: impl AsyncFn() -> bool) {
     let poll = async {
-        while reached(gateway, bound).await < count {
+        while !holds().await {
             clock::sleep(Duration::from_millis(5)).await;
         }
     };
-    within(bound.name(), poll).await;
+    within(what, poll).await;
 }
 
 #[track_caller]
@@ -259,12 +264,8 @@ async fn those_who_wait_should_keep_little_more_than_what_they_sent() {
             caller.send(&write).await;
             callers.push(caller);
         }
-        let all_wait = async {
-            while value(&gateway, waiting).await < count as u64 - 5 {
-                clock::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        within("all to wait", all_wait).await;
+        let all_wait = async || value(&gateway, waiting).await >= count as u64 - 5;
+        until("all to wait", all_wait).await;
     }
     let each = gateway.process.memory().saturating_sub(before) / left;
     println!("{each} bytes for a connection with a call that waits");

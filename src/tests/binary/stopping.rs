@@ -1,15 +1,11 @@
 //! The order of stopping, by signals.
 
-use bytes::Bytes;
 use chat_gateway::clock;
-use http::Request;
-use http_body_util::Full;
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::time::Duration;
 use tokio::net::TcpStream;
 
 use super::{
+    authority::Caller,
     process::{Gateway, within},
     recorder::{Deed, OK, Recorder},
     wire::{Connection, QUERY, SET, call, one_attribute, request},
@@ -93,17 +89,17 @@ async fn all_calls_of_a_connection_of_http_2_should_be_told_so() {
         "queue.deadline=1h",
     ];
     let (mut gateway, _caller) = with_one_who_waits(&upstream, "20s", &settings).await;
-    let stream = TcpStream::connect(gateway.traffic).await.unwrap();
-    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-        .await
-        .unwrap();
-    tokio::spawn(connection);
+    let caller = Caller::by_prior_knowledge(gateway.traffic).await;
+    let Caller::Http2(connection) = caller else {
+        panic!("it speaks HTTP/2");
+    };
     let calls: Vec<_> = (0..20)
         .map(|_| {
-            let write = Request::post(format!("http://g{SET}?{QUERY}"))
-                .body(Full::new(Bytes::from(one_attribute("g"))))
-                .unwrap();
-            tokio::spawn(sender.send_request(write))
+            let mut caller = Caller::Http2(connection.clone());
+            tokio::spawn(async move {
+                let target = format!("{SET}?{QUERY}");
+                caller.post(&target, &one_attribute("g")).await
+            })
         })
         .collect();
     gateway
