@@ -125,6 +125,15 @@ impl<'a> Bench<'a> {
         })
     }
 
+    /// A stand-in for the API on the upstream's core, and its port.
+    pub fn simulator(&self, settings: &[&str]) -> Result<(Process, u16)> {
+        let port = free_port()?;
+        let address = format!("127.0.0.1:{port}");
+        let arguments = [&["simulate", "--listen", &address], settings].concat();
+        let process = Process::start(OTHER, &self.run.gateway, &arguments, port)?;
+        Ok((process, port))
+    }
+
     /// A peer, if it is installed.
     pub fn peer(&self, name: &'static str) -> Result<Option<Proxy>> {
         let (program, settings) = match name {

@@ -11,7 +11,7 @@ use crate::{
     load::{Kind, Order},
     measure::{Rounds, row},
     plot::{self, Point, Series},
-    process::{Load, OTHER, OWN, Process, free_port, load},
+    process::{Load, OTHER, OWN, Process, load},
 };
 
 /// The table of ratios.
@@ -236,12 +236,7 @@ fn cores(bench: &Bench<'_>) -> Result<()> {
 
 fn crowd(bench: &Bench<'_>) -> Result<()> {
     let callers = 10_000;
-    let simulated = free_port()?;
-    let address = format!("127.0.0.1:{simulated}");
     let arguments = [
-        "simulate",
-        "--listen",
-        &address,
         "--latency",
         "10ms",
         "--message-extension",
@@ -251,7 +246,7 @@ fn crowd(bench: &Bench<'_>) -> Result<()> {
         "--api",
         "1000000/1s",
     ];
-    let _simulator = Process::start(OTHER, &bench.run.gateway, &arguments, simulated)?;
+    let (_simulator, simulated) = bench.simulator(&arguments)?;
     let gateway = bench.gateway_before(&plain(simulated), OWN, OPEN)?;
     let alone = Order {
         connections: 1,

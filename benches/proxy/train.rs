@@ -7,7 +7,7 @@ use crate::{
     Result, Run,
     bench::{self, Bench, OPEN, Proxy, USUAL, plain},
     load::{Kind, Order},
-    process::{OTHER, OWN, Process, free_port, load},
+    process::{OWN, Process, load},
 };
 
 /// Calls through the gateway under several settings, each ended in order, for its profile is written then: where
@@ -77,12 +77,7 @@ fn encrypted(bench: &Bench<'_>) -> Result<()> {
     fs::write(&key, authority.signing_key.serialize_pem())?;
     let (certificate, key) = (certificate.display(), key.display());
 
-    let api = free_port()?;
-    let address = format!("127.0.0.1:{api}");
     let arguments = [
-        "simulate",
-        "--listen",
-        &address,
         "--api",
         "1000000/1s",
         "--fail",
@@ -90,7 +85,7 @@ fn encrypted(bench: &Bench<'_>) -> Result<()> {
         "--fail",
         "reset-after=0.01",
     ];
-    let _api = Process::start(OTHER, &bench.run.gateway, &arguments, api)?;
+    let (_simulator, api) = bench.simulator(&arguments)?;
     let tls = format!("{USUAL}[listen.tls]\ncert = \"{certificate}\"\nkey = \"{key}\"\n");
     let inner = bench.gateway_before(&plain(api), OWN, &tls)?;
     for http2 in [false, true] {
