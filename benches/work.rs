@@ -39,13 +39,13 @@ impl Raw {
         headers.insert("host", HeaderValue::from_static("127.0.0.1:8080"));
         Raw {
             command,
-            head: Head {
-                method: Method::POST,
-                target: format!("{}?{QUERY}", command.path)
+            head: Head::new(
+                Method::POST,
+                format!("{}?{QUERY}", command.path)
                     .parse()
                     .expect("a legal target"),
-                headers: headers.into(),
-            },
+                headers,
+            ),
             body: Bytes::from(body),
         }
     }

@@ -21,6 +21,58 @@ pub struct Head {
     pub target: PathAndQuery,
     /// The end-to-end headers; the hop-by-hop ones are gone.
     pub headers: Headers,
+    /// Of a call that was validated.
+    credentials: Option<CredentialsAt>,
+}
+
+impl Head {
+    /// Of a request that nothing is known of yet.
+    pub fn new(method: Method, target: PathAndQuery, headers: HeaderMap) -> Head {
+        Head {
+            method,
+            target,
+            headers: headers.into(),
+            credentials: None,
+        }
+    }
+
+    /// Says where in the query it is said who asks, and who has signed it.
+    pub fn asked_by(
+        &mut self,
+        sdkappid: Range<usize>,
+        identifier: Range<usize>,
+        usersig: Range<usize>,
+        signed_by: SignedBy,
+    ) {
+        // No target is longer: http refuses it.
+        let short = |at: usize| u16::try_from(at).unwrap_or(u16::MAX);
+        let parts = [sdkappid, identifier, usersig];
+        self.credentials = Some(CredentialsAt {
+            parts: parts.map(|range| (short(range.start), short(range.end))),
+            signed_by,
+        });
+    }
+
+    /// The same request for another path, with headers of its own.
+    #[must_use]
+    pub fn for_path(&self, path: &str, headers: HeaderMap) -> Head {
+        let query = self.target.query().unwrap_or_default();
+        let target = format!("{path}?{query}").parse();
+        Head {
+            method: self.method.clone(),
+            target: target.expect("a known path and a query that came in are a legal target"),
+            headers: headers.into(),
+            credentials: self.credentials,
+        }
+    }
+
+    /// Who asks; `None` of what passes through or is under a rule, where nobody looks.
+    pub fn credentials(&self) -> Option<Credentials<'_>> {
+        Some(Credentials {
+            query: self.target.query().unwrap_or_default(),
+            at: self.credentials.as_ref()?,
+        })
+    }
 }
 
 /// The headers of a request that may be sent several times.
@@ -81,8 +133,6 @@ pub struct Call {
     pub head: Arc<Head>,
     /// Who sent it to the gateway.
     pub caller: Caller,
-    /// Who asks, in the bytes in which he said it.
-    pub credentials: Credentials,
     /// The body, as it came.
     pub body: Bytes,
     /// Whose state it reads or writes.
@@ -138,50 +188,28 @@ pub enum SignedBy {
 
 /// The three parameters that say who asks, compared as the bytes that came: credentials that
 /// differ in a byte never share a call.
-#[derive(Clone)]
-pub struct Credentials {
-    query: PathAndQuery,
-    sdkappid: Range<u32>,
-    identifier: Range<u32>,
-    usersig: Range<u32>,
-    /// The `sdkappid` as a number, for quota keys.
-    pub app: u64,
-    /// Who has to mend a signature that is refused.
-    pub signed_by: SignedBy,
+#[derive(Clone, Copy)]
+pub struct Credentials<'a> {
+    query: &'a str,
+    at: &'a CredentialsAt,
 }
 
-impl Credentials {
-    /// `sdkappid`, `identifier` and `usersig` are byte ranges of `target`.
-    pub fn new(
-        target: PathAndQuery,
-        sdkappid: Range<usize>,
-        identifier: Range<usize>,
-        usersig: Range<usize>,
-        app: u64,
-    ) -> Credentials {
-        // Half the room, for every call that waits.
-        let short = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
-        let [sdkappid, identifier, usersig] =
-            [sdkappid, identifier, usersig].map(|range| short(range.start)..short(range.end));
-        Credentials {
-            query: target,
-            sdkappid,
-            identifier,
-            usersig,
-            app,
-            signed_by: SignedBy::Caller,
-        }
-    }
+/// Where they are in the query: two bytes for each end, for every call that waits has them.
+#[derive(Clone, Copy)]
+struct CredentialsAt {
+    /// `sdkappid`, `identifier` and `usersig`.
+    parts: [(u16, u16); 3],
+    signed_by: SignedBy,
+}
 
+impl<'a> Credentials<'a> {
     /// The raw bytes of `sdkappid`, `identifier` and `usersig`. Secret: never to be shown.
-    pub fn parts(&self) -> [&str; 3] {
-        let text = self.query.as_str();
-        [&self.sdkappid, &self.identifier, &self.usersig]
-            .map(|range| &text[range.start as usize..range.end as usize])
+    pub fn parts(&self) -> [&'a str; 3] {
+        self.at
+            .parts
+            .map(|(start, end)| &self.query[usize::from(start)..usize::from(end)])
     }
-}
 
-impl Credentials {
     /// Who asks, decoded: however it is written, it is the same account.
     pub fn identifier(&self) -> Arc<str> {
         let [_, identifier, _] = self.parts();
@@ -190,21 +218,24 @@ impl Credentials {
         let decoded = form_urlencoded::parse(pair.as_bytes()).next();
         decoded.map_or_else(|| Arc::from(""), |(_, value)| Arc::from(value.as_ref()))
     }
+
+    /// Who has to mend a signature that is refused.
+    pub fn signed_by(&self) -> SignedBy {
+        self.at.signed_by
+    }
 }
 
-impl PartialEq for Credentials {
-    fn eq(&self, other: &Credentials) -> bool {
+impl PartialEq for Credentials<'_> {
+    fn eq(&self, other: &Self) -> bool {
         self.parts() == other.parts()
     }
 }
 
-impl Eq for Credentials {}
+impl Eq for Credentials<'_> {}
 
-impl fmt::Debug for Credentials {
+impl fmt::Debug for Credentials<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials")
-            .field("app", &self.app)
-            .finish_non_exhaustive()
+        f.debug_struct("Credentials").finish_non_exhaustive()
     }
 }
 

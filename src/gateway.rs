@@ -231,11 +231,7 @@ impl Gateway {
             // length.
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        let mut head = Head {
-            method: std::mem::take(&mut parts.method),
-            target,
-            headers: headers.into(),
-        };
+        let mut head = Head::new(std::mem::take(&mut parts.method), target, headers);
         let completed = self.keys.signers.complete(&head.target);
         let signed_by = match completed {
             Ok(Some(_)) => SignedBy::Gateway,
@@ -273,10 +269,9 @@ impl Gateway {
         let mut call = validate::validate(command, head, body, terms)?;
         call.span = span;
         about.target = Some(call.target.clone());
-        self.lanes
-            .upstream
-            .refused
-            .check(&call.credentials, received)?;
+        if let Some(credentials) = call.head.credentials() {
+            self.lanes.upstream.refused.check(credentials, received)?;
+        }
         match command.action.quota() {
             Some(class) => self.write(class, call),
             None => self.read(call),
@@ -371,7 +366,6 @@ impl Gateway {
         let lanes = self.lanes.clone();
         let outbound = Arc::new(Outbound {
             command: call.map(|call| call.command),
-            credentials: call.map(|call| call.credentials.clone()),
             head,
             body,
             scopes,

@@ -288,7 +288,10 @@ impl Lanes {
     }
 
     fn window(&self, key: &LaneKey, call: &Call) -> Arc<Slots> {
-        let identifier = || call.credentials.identifier();
+        let identifier = || {
+            let asked_by = call.head.credentials();
+            asked_by.map_or_else(|| Arc::from(""), |asked_by| asked_by.identifier())
+        };
         self.quota.key(&self.quota.window_key(key, identifier))
     }
 

@@ -23,7 +23,7 @@ use futures_util::{
 use parking_lot::Mutex;
 
 use crate::{
-    call::{Call, Credentials, Target},
+    call::{Call, Head, Target},
     catalogue::Command,
     upstream::trip::{Answer, Trip},
 };
@@ -41,7 +41,7 @@ pub struct Reads {
 struct InFlight {
     id: u64,
     command: &'static Command,
-    credentials: Credentials,
+    head: Arc<Head>,
     body: Bytes,
     trip: Arc<Trip>,
     answer: WeakShared<Running>,
@@ -96,7 +96,7 @@ impl Reads {
             .push(InFlight {
                 id,
                 command: call.command,
-                credentials: call.credentials.clone(),
+                head: call.head.clone(),
                 body: call.body.clone(),
                 trip: trip.clone(),
                 answer: answer.downgrade().expect("not polled yet"),
@@ -118,7 +118,7 @@ impl InFlight {
     fn is(&self, call: &Call) -> bool {
         std::ptr::eq(self.command, call.command)
             && self.body == call.body
-            && self.credentials == call.credentials
+            && self.head.credentials() == call.head.credentials()
     }
 }
 

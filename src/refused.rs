@@ -53,7 +53,7 @@ impl RefusedCredentials {
     }
 
     /// The upstream answered `code` to these credentials.
-    pub fn learn(&self, credentials: &Credentials, code: i64, now: Instant) {
+    pub fn learn(&self, credentials: Credentials<'_>, code: i64, now: Instant) {
         let Some(length) = remembered(code) else {
             return;
         };
@@ -67,9 +67,10 @@ impl RefusedCredentials {
         let mut latest = self.latest.get_or_init(|| Mutex::new(until)).lock();
         *latest = until.max(*latest);
         drop(latest);
-        if is_news && credentials.signed_by == SignedBy::Gateway {
+        let [sdkappid, ..] = credentials.parts();
+        if is_news && credentials.signed_by() == SignedBy::Gateway {
             tracing::error!(
-                sdkappid = credentials.app,
+                sdkappid = sdkappid.parse::<u64>().ok(),
                 code,
                 "the API refuses the signature that is made here: see to \
                  credentials.secret_key_file, credentials.identifier and the clock of this \
@@ -79,7 +80,7 @@ impl RefusedCredentials {
     }
 
     /// The refusal, if these credentials were refused a moment ago.
-    pub fn check(&self, credentials: &Credentials, now: Instant) -> Result<(), Refusal> {
+    pub fn check(&self, credentials: Credentials<'_>, now: Instant) -> Result<(), Refusal> {
         let latest = self.latest.get().map(|latest| *latest.lock());
         if latest.is_none_or(|latest| latest <= now) {
             return Ok(());
@@ -129,7 +130,7 @@ fn remembered(code: i64) -> Option<Duration> {
 /// Of credentials: as small for long ones, and nothing to steal from the memory.
 type Digest = [u8; 32];
 
-fn key(credentials: &Credentials) -> Digest {
+fn key(credentials: Credentials<'_>) -> Digest {
     let mut hash = Sha256::new();
     for part in credentials.parts() {
         // The length keeps what belongs to one part from counting for the next.
@@ -141,22 +142,30 @@ fn key(credentials: &Credentials) -> Digest {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::clock;
+    use http::{HeaderMap, Method};
 
-    fn credentials(usersig: &str) -> Credentials {
+    use super::*;
+    use crate::{call::Head, clock};
+
+    fn with(usersig: &str) -> Head {
         of(["1", "a", usersig])
     }
 
-    fn of(parts: [&str; 3]) -> Credentials {
-        let query = format!("/?{}", parts.join("&"));
-        let mut start = 2;
+    fn of(parts: [&str; 3]) -> Head {
+        let target = format!("/?{}", parts.join("&")).parse().unwrap();
+        let mut start = 0;
         let [app, name, sig] = parts.map(|part| {
             let range = start..start + part.len();
             start = range.end + 1;
             range
         });
-        Credentials::new(query.parse().unwrap(), app, name, sig, 1)
+        let mut head = Head::new(Method::POST, target, HeaderMap::new());
+        head.asked_by(app, name, sig, SignedBy::Caller);
+        head
+    }
+
+    fn who(head: &Head) -> Credentials<'_> {
+        head.credentials().unwrap()
     }
 
     #[test]
@@ -164,14 +173,14 @@ mod tests {
         let now = clock::now();
         for (code, seconds) in [(70001, 5), (60004, 5), (70052, 5), (70050, 60)] {
             let refused = RefusedCredentials::new();
-            refused.learn(&credentials("bad"), code, now);
+            refused.learn(who(&with("bad")), code, now);
             let just_before = now + Duration::from_millis(seconds * 1_000 - 1);
-            let refusal = refused.check(&credentials("bad"), just_before).unwrap_err();
+            let refusal = refused.check(who(&with("bad")), just_before).unwrap_err();
             assert_eq!(i64::from(refusal.code), code);
             assert!(!refusal.info.contains("bad"));
-            assert_eq!(refused.check(&credentials("good"), now), Ok(()));
+            assert_eq!(refused.check(who(&with("good")), now), Ok(()));
             assert_eq!(
-                refused.check(&credentials("bad"), now + Duration::from_secs(seconds)),
+                refused.check(who(&with("bad")), now + Duration::from_secs(seconds)),
                 Ok(())
             );
         }
@@ -181,8 +190,8 @@ mod tests {
     fn other_codes_should_not_be_held_against_the_credentials() {
         let refused = RefusedCredentials::new();
         for code in [0, 10002, 10007, 60010, 60020, 70016] {
-            refused.learn(&credentials("x"), code, clock::now());
-            assert_eq!(refused.check(&credentials("x"), clock::now()), Ok(()));
+            refused.learn(who(&with("x")), code, clock::now());
+            assert_eq!(refused.check(who(&with("x")), clock::now()), Ok(()));
         }
     }
 
@@ -190,15 +199,15 @@ mod tests {
     fn parts_should_not_run_into_each_other() {
         let refused = RefusedCredentials::new();
         let now = clock::now();
-        refused.learn(&of(["12", "ab", "x"]), 70_001, now);
-        assert!(refused.check(&of(["12", "ab", "x"]), now).is_err());
+        refused.learn(who(&of(["12", "ab", "x"])), 70_001, now);
+        assert!(refused.check(who(&of(["12", "ab", "x"])), now).is_err());
         for other in [
             ["1", "2ab", "x"],
             ["12", "a", "bx"],
             ["12", "abx", ""],
             ["ab", "12", "x"],
         ] {
-            assert_eq!(refused.check(&of(other), now), Ok(()), "{other:?}");
+            assert_eq!(refused.check(who(&of(other)), now), Ok(()), "{other:?}");
         }
     }
 
@@ -207,7 +216,7 @@ mod tests {
         let refused = RefusedCredentials::new();
         let now = clock::now();
         for n in 0..2 * CAPACITY {
-            refused.learn(&credentials(&n.to_string()), 70_001, now);
+            refused.learn(who(&with(&n.to_string())), 70_001, now);
         }
         refused.memories.run_pending_tasks();
         let remembered = refused.memories.entry_count();

@@ -15,7 +15,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    call::{Call, Credentials, Head, QuotaClass, Target, Travels},
+    call::{Call, Head, QuotaClass, Target, Travels},
     catalogue::{self, Action, Command, Repeat},
     config::{self, Config},
     json::{Node, Object},
@@ -98,8 +98,6 @@ impl Rule {
         let app = app.unwrap_or_default();
         Call {
             command: &self.command,
-            // Nobody compares them: the call travels alone.
-            credentials: Credentials::new(head.target.clone(), 0..0, 0..0, 0..0, app),
             head: Arc::new(head),
             caller: terms.caller,
             target: Target {

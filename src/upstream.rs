@@ -28,7 +28,7 @@ use tower::{
 };
 
 use crate::{
-    call::{Credentials, Head, Reply},
+    call::{Head, Reply},
     catalogue::{Command, OTHER, Repeat},
     config::{self, InForce},
     error::Refusal,
@@ -47,9 +47,7 @@ use trip::Trip;
 pub struct Outbound {
     /// Its entry in the catalogue; none for a call that passes through.
     pub command: Option<&'static Command>,
-    /// Who asks; none for a call that passes through.
-    pub credentials: Option<Credentials>,
-    /// Method, target and headers.
+    /// Method, target and headers, and who asks.
     pub head: Arc<Head>,
     /// The body.
     pub body: Bytes,

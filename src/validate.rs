@@ -10,7 +10,7 @@ use http::{Method, uri::PathAndQuery};
 use memchr::memchr;
 
 use crate::{
-    call::{Call, Caller, Credentials, Head, SignedBy, Target, Travels},
+    call::{Call, Caller, Head, SignedBy, Target, Travels},
     catalogue::{Command, rules},
     clock::Instant,
     error::{self, Refusal},
@@ -71,26 +71,21 @@ pub fn validate(
     let target = target(command, query.app, &object);
     let pairs = u32::try_from(understood.items).unwrap_or(u32::MAX).max(1);
     let filled = query.fill(&head.target, terms.random)?;
-    // Ranges count from the start of the query; parameters are filled in at its end.
-    let start = head.target.path().len() + 1;
-    let at = |range: Range<usize>| start + range.start..start + range.end;
     if let Some(filled) = filled {
         head.target = filled;
     }
-    let mut credentials = Credentials::new(
-        head.target.clone(),
-        at(query.sdkappid),
-        at(query.identifier),
-        at(query.usersig),
-        query.app,
+    // Parameters are filled in at the end of the query.
+    head.asked_by(
+        query.sdkappid,
+        query.identifier,
+        query.usersig,
+        terms.signed_by,
     );
-    credentials.signed_by = terms.signed_by;
     drop(object);
     Ok(Call {
         command,
         head: Arc::new(head),
         caller: terms.caller,
-        credentials,
         body,
         target,
         travels,
@@ -295,11 +290,11 @@ mod tests {
         query: &str,
         body: &str,
     ) -> Result<Call, Refusal> {
-        let head = Head {
+        let head = Head::new(
             method,
-            target: format!("{}?{query}", command.path).parse().unwrap(),
-            headers: HeaderMap::new().into(),
-        };
+            format!("{}?{query}", command.path).parse().unwrap(),
+            HeaderMap::new(),
+        );
         let now = clock::now();
         let terms = Terms {
             caller: Caller::Local,
@@ -322,7 +317,10 @@ mod tests {
         let call = call(Method::POST, GOOD, BODY).unwrap();
         assert_eq!(call.head.target.query(), Some(GOOD));
         assert_eq!(call.body, BODY);
-        assert_eq!(call.credentials.parts(), ["88888888", "admin", "xx*x"]);
+        assert_eq!(
+            call.head.credentials().unwrap().parts(),
+            ["88888888", "admin", "xx*x"]
+        );
         assert_eq!(call.target.app, 88_888_888);
         assert_eq!(call.travels, Travels::Together);
     }
@@ -334,7 +332,7 @@ mod tests {
             call.head.target.query(),
             Some("identifier=a&usersig=s&sdkappid=1&random=7&contenttype=json")
         );
-        assert_eq!(call.credentials.parts(), ["1", "a", "s"]);
+        assert_eq!(call.head.credentials().unwrap().parts(), ["1", "a", "s"]);
     }
 
     #[test]
@@ -445,7 +443,7 @@ mod tests {
             call(Method::POST, "sdkappid=1&identifier=&usersig=SECRET", BODY).unwrap_err();
         assert!(!refusal.info.contains("SECRET"));
         let call = call(Method::POST, "sdkappid=1&identifier=a&usersig=SECRET", BODY).unwrap();
-        assert!(!format!("{:?}", call.credentials).contains("SECRET"));
+        assert!(!format!("{:?}", call.head.credentials()).contains("SECRET"));
     }
 
     #[test]

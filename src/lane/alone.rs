@@ -6,7 +6,6 @@ use std::sync::Arc;
 use super::{Lane, Lanes, worker};
 use crate::{
     call::Call,
-    catalogue::Action,
     log::ids,
     quota::permit::Permit,
     reads::Running,
@@ -40,8 +39,6 @@ impl Lanes {
         self.metrics.batch(command.name, 1);
         let outbound = Arc::new(Outbound {
             command: Some(command),
-            // Those of a call under a rule are not looked at.
-            credentials: (!matches!(command.action, Action::Ruled(_))).then_some(call.credentials),
             head: call.head,
             body: call.body,
             scopes: permit.scopes().clone(),

@@ -15,14 +15,14 @@
 //!
 //! Nothing else folds: a delete's answer (10050 for a missing key) depends on what is stored.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::{
-    call::{Call, Credentials, Reply, Target, Travels},
+    call::{Call, Head, Reply, Target, Travels},
     catalogue::{Action, Command, group_attributes, message_extension},
     upstream::retry::TRY_AGAIN,
 };
@@ -30,7 +30,8 @@ use crate::{
 /// Calls that travel as one.
 #[derive(Debug)]
 pub struct Fold {
-    credentials: Credentials,
+    /// Of the first call: with whose credentials it is asked.
+    head: Arc<Head>,
     target: Target,
     what: What,
 }
@@ -66,7 +67,7 @@ impl Fold {
             Some(Part::Extensions { operate, entries }) => What::Extensions { operate, entries },
         };
         Fold {
-            credentials: call.credentials.clone(),
+            head: call.head.clone(),
             target: call.target.clone(),
             what,
         }
@@ -75,7 +76,7 @@ impl Fold {
     /// Takes in the next call of the lane if the two may travel as one; otherwise says no and is
     /// unchanged.
     pub fn add(&mut self, call: &Call) -> bool {
-        if self.credentials != call.credentials || self.target != call.target {
+        if self.head.credentials() != call.head.credentials() || self.target != call.target {
             return false;
         }
         match (&mut self.what, Part::of(call)) {

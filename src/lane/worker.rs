@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderValue, header};
 
 use super::{
     Lane, Lanes, Ticket,
@@ -12,7 +12,6 @@ use super::{
 };
 use crate::{
     call::{Call, Head},
-    catalogue::Action,
     clock,
     quota::{permit::Permit, scopes::Scopes},
     sync::Mutex,
@@ -105,13 +104,6 @@ fn depart(lanes: &Lanes, lane: &Lane, mut permit: Permit) -> Option<Arc<Outbound
     };
     let batch = state.queue.take(plan);
     let (head, body) = request(&batch);
-    // Of all members: others do not travel together.
-    let credentials = batch
-        .jobs
-        .first()
-        .map(|(_, job)| job.call.credentials.clone())
-        // Those of a call under a rule are not looked at.
-        .filter(|_| !matches!(batch.command.action, Action::Ruled(_)));
     let scopes = permit.scopes().clone();
     let command = batch.command;
     let span = match &batch.jobs[..] {
@@ -128,7 +120,6 @@ fn depart(lanes: &Lanes, lane: &Lane, mut permit: Permit) -> Option<Arc<Outbound
     lanes.metrics.batch(command.name, trip.batch());
     Some(Arc::new(Outbound {
         command: Some(command),
-        credentials,
         head,
         body,
         scopes,
@@ -204,19 +195,9 @@ fn request(batch: &Batch<Ticket>) -> (Arc<Head>, Bytes) {
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/json"),
     );
-    let query = first.call.head.target.query().unwrap_or_default();
-    let target = format!("{}?{query}", batch.command.path);
-    let target = target
-        .parse()
-        .expect("a known path and a query that came in are a legal target");
-    (
-        Arc::new(Head {
-            method: Method::POST,
-            target,
-            headers: headers.into(),
-        }),
-        fold.body(),
-    )
+    // Whose credentials are those of all: others do not travel together.
+    let head = first.call.head.for_path(batch.command.path, headers);
+    (Arc::new(head), fold.body())
 }
 
 #[cfg(test)]

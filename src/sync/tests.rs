@@ -260,11 +260,11 @@ fn call(command: &'static Command, group: u32, name: &str, deadline: Instant) ->
     } else {
         format!(r#"{{"GroupId":"g{group}","GroupAttr":[{{"key":"{name}","value":"v"}}]}}"#)
     };
-    let head = Head {
-        method: Method::POST,
-        target: format!("{}?{QUERY}", command.path).parse().expect("legal"),
-        headers: HeaderMap::new().into(),
-    };
+    let head = Head::new(
+        Method::POST,
+        format!("{}?{QUERY}", command.path).parse().expect("legal"),
+        HeaderMap::new(),
+    );
     let terms = Terms {
         caller: Caller::Local,
         received: clock::now(),

@@ -80,7 +80,8 @@ impl Meter {
             // Its future is large, and most calls need not wait.
             None => Box::pin(permit(&own.breaker, outbound)).await?,
         };
-        if let Some(credentials) = &outbound.credentials
+        let credentials = outbound.head.credentials();
+        if let Some(credentials) = credentials
             && let Err(refusal) = own.refused.check(credentials, clock::now())
         {
             permit.refund();
@@ -98,7 +99,7 @@ impl Meter {
             Ok(reply) => {
                 own.breaker.reached(leave);
                 own.service_time.record(took);
-                if let (Some(credentials), Some(code)) = (&outbound.credentials, reply.code) {
+                if let (Some(credentials), Some(code)) = (credentials, reply.code) {
                     own.refused.learn(credentials, code, returned_at);
                 }
                 match retry::over_quota(command, reply) {

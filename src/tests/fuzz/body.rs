@@ -65,11 +65,11 @@ fn parts(input: &[u8]) -> Vec<(Vec<&'static Command>, &[u8])> {
 fn attempt(command: &'static Command, body: &[u8]) -> Result<Call, Refusal> {
     let query = format!("sdkappid=88888888&identifier=admin&usersig={SIGNATURE}");
     let target = format!("{}?{query}", command.path);
-    let head = Head {
-        method: Method::POST,
-        target: target.parse().expect("a legal target"),
-        headers: HeaderMap::new().into(),
-    };
+    let head = Head::new(
+        Method::POST,
+        target.parse().expect("a legal target"),
+        HeaderMap::new(),
+    );
     let now = clock::now();
     let terms = Terms {
         caller: chat_gateway::call::Caller::Local,

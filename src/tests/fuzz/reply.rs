@@ -81,11 +81,11 @@ impl Sender {
             }
         };
         let target = format!("{}?sdkappid=1&identifier=a&usersig=s", command.path);
-        let head = Head {
-            method: Method::POST,
-            target: target.parse().expect("a legal target"),
-            headers: HeaderMap::new().into(),
-        };
+        let head = Head::new(
+            Method::POST,
+            target.parse().expect("a legal target"),
+            HeaderMap::new(),
+        );
         let now = clock::now();
         let terms = Terms {
             caller: chat_gateway::call::Caller::Local,

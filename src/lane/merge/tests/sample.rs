@@ -34,11 +34,11 @@ pub(in crate::lane) fn call_with(
     body: &str,
     travels: Travels,
 ) -> Call {
-    let head = Head {
-        method: Method::POST,
-        target: format!("{}?{query}", command.path).parse().unwrap(),
-        headers: HeaderMap::new().into(),
-    };
+    let head = Head::new(
+        Method::POST,
+        format!("{}?{query}", command.path).parse().unwrap(),
+        HeaderMap::new(),
+    );
     let now = clock::now();
     let terms = Terms {
         caller: Caller::Local,
