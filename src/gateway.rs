@@ -16,7 +16,7 @@ use http::{HeaderValue, Method, Response, Version, header, request::Parts};
 
 use crate::{
     admission,
-    call::{Call, Caller, Head, QuotaClass, Reply, SignedBy, Travels, compact},
+    call::{Call, Caller, Head, QuotaClass, Reply, SignedBy, Target, Travels, compact},
     catalogue::{self, Command, OTHER},
     clock::{self, Alarms, Instant},
     config::{InForce, LogIds},
@@ -138,22 +138,26 @@ impl Gateway {
             label,
             received,
             span,
-            target: None,
         };
-        let mut ending = Ending::of(self, about);
+        let ending = Ending::of(self, about);
         let gateway = &ending.gateway;
         let read = tokio::select! {
             biased;
             read = gateway.read_whole(caller, found, head, body) => read,
             () = gateway.lifecycle.is_seen(Phase::Expired) => Err(draining()),
         };
+        let mut target = None;
         let begun = read.and_then(|(caller, body)| {
-            gateway.let_in(caller, found, head, body, &mut ending.about)
+            gateway.let_in(caller, found, head, body, &ending.about, &mut target)
+        });
+        let begun = begun.unwrap_or_else(|refusal| Begun::Refused {
+            refusal,
+            target: target.map(Box::new),
         });
         UnderWay {
             ending,
             is_known: !matches!(found, Found::Nothing),
-            begun: begun.unwrap_or_else(Begun::Refused),
+            begun,
         }
     }
 
@@ -188,14 +192,16 @@ impl Gateway {
         Ok((caller, body(&self.lanes.room).await?))
     }
 
-    /// All that is done before anything is waited for.
+    /// All that is done before anything is waited for. Says as well what the call is about, once that is
+    /// known.
     fn let_in(
         &self,
         caller: Caller,
         found: Found,
         parts: &mut Parts,
         body: Bytes,
-        about: &mut About,
+        about: &About,
+        target: &mut Option<Target>,
     ) -> Result<Begun, Refusal> {
         let received = about.received;
         let said = headers::Said::by(&parts.headers);
@@ -206,8 +212,8 @@ impl Gateway {
         let has_body =
             said.has_body || (parts.version == Version::HTTP_2 && may_have_body(&parts.method));
         let deadline = received + wishes.deadline;
-        let target = std::mem::take(&mut parts.uri).into_parts().path_and_query;
-        let target = target.ok_or_else(|| {
+        let uri = std::mem::take(&mut parts.uri).into_parts().path_and_query;
+        let uri = uri.ok_or_else(|| {
             Refusal::invalid(error::BAD_REQUEST, "the request target has no path")
         })?;
         let mut headers = std::mem::take(&mut parts.headers);
@@ -231,7 +237,7 @@ impl Gateway {
             // length.
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        let mut head = Head::new(std::mem::take(&mut parts.method), target, headers);
+        let mut head = Head::new(std::mem::take(&mut parts.method), uri, headers);
         let completed = self.keys.signers.complete(&head.target);
         let signed_by = match completed {
             Ok(Some(_)) => SignedBy::Gateway,
@@ -261,14 +267,14 @@ impl Gateway {
             Found::Rule(rule) => {
                 let mut call = rule.call(head, body, terms);
                 call.span = span;
-                about.target = Some(call.target.clone());
+                *target = Some(call.target.clone());
                 return self.write(rule.class, call);
             }
             Found::Nothing => return self.pass_through(head, body, deadline, span),
         };
         let mut call = validate::validate(command, head, body, terms)?;
         call.span = span;
-        about.target = Some(call.target.clone());
+        *target = Some(call.target.clone());
         if let Some(credentials) = call.head.credentials() {
             self.lanes.upstream.refused.check(credentials, received)?;
         }
@@ -334,8 +340,8 @@ impl Gateway {
                 place = Some(self.place(call.body.len())?);
                 call.compact();
             }
-            let trip = Trip::for_one(deadline, call.span.clone()).in_place(place);
-            let trip = Arc::new(trip);
+            let trip = Trip::for_one(deadline, call.span.clone()).about(call.target.clone());
+            let trip = Arc::new(trip.in_place(place));
             let (head, body) = (call.head.clone(), call.body.clone());
             let scopes = scopes.clone();
             let running = self.send(Some(call), head, body, scopes, permit, trip.clone());

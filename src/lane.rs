@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     admission,
-    call::{Call, Caller, LaneKey, QuotaClass},
+    call::{Call, Caller, LaneKey, QuotaClass, Target},
     catalogue::Command,
     clock::{self, Instant},
     config::{InForce, LogIds, Order},
@@ -353,6 +353,11 @@ pub struct Waiting {
 }
 
 impl Waiting {
+    /// Whose state the call is about.
+    pub fn target(&self) -> &Target {
+        &self.seat.lane.key.target
+    }
+
     /// The answer, by the caller's deadline. Dropped before, the call leaves its lane at once.
     pub async fn answer(&mut self) -> Result<Answer, NoAnswer> {
         match clock::by(self.deadline, &mut self.answer).await {

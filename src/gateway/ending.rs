@@ -28,8 +28,6 @@ pub(super) struct About {
     pub(super) label: &'static str,
     pub(super) received: Instant,
     pub(super) span: Span,
-    /// Known once the call is.
-    pub(super) target: Option<Target>,
 }
 
 /// How a call ended.
@@ -52,8 +50,13 @@ impl Ending {
         }
     }
 
-    /// What the caller gets, with how long it took and what it became on its way.
-    pub(super) fn answer(&mut self, rendered: Rendered) -> Response<Bytes> {
+    /// What the caller gets of a call about `target`, if that is known: with how long it took and what it
+    /// became on its way.
+    pub(super) fn answer(
+        &mut self,
+        rendered: Rendered,
+        target: Option<&Target>,
+    ) -> Response<Bytes> {
         let Rendered {
             outcome,
             reason,
@@ -63,15 +66,15 @@ impl Ending {
         let took = clock::now() - self.about.received;
         let upstream = facts.map_or(Duration::ZERO, |facts| facts.upstream);
         let waited = took.saturating_sub(upstream);
-        self.is_told = true;
-        self.tell(&Ended {
+        let ended = Ended {
             took,
             waited,
             outcome,
             reason,
             facts,
             status: Some(response.status().as_u16()),
-        });
+        };
+        self.tell(&ended, target);
         let own = response.headers_mut();
         own.reserve(3);
         own.append(
@@ -85,7 +88,25 @@ impl Ending {
         response
     }
 
-    fn tell(&self, ended: &Ended) {
+    /// The caller has left before he was answered.
+    pub(super) fn cancelled(&mut self, target: Option<&Target>) {
+        if self.is_told {
+            return;
+        }
+        let took = clock::now() - self.about.received;
+        let ended = Ended {
+            took,
+            waited: took,
+            outcome: Outcome::Cancelled,
+            reason: None,
+            facts: None,
+            status: None,
+        };
+        self.tell(&ended, target);
+    }
+
+    fn tell(&mut self, ended: &Ended, target: Option<&Target>) {
+        self.is_told = true;
         let Ended {
             took,
             waited,
@@ -99,14 +120,13 @@ impl Ending {
             label,
             received,
             span,
-            target,
         } = &self.about;
         metrics.request(label, outcome, took, waited);
         let is_logged = tracing::enabled!(tracing::Level::DEBUG);
         if !is_logged && !span.is_recorded() {
             return;
         }
-        let key = target.as_ref().map(|target| ids::shown(ids, target));
+        let key = target.map(|target| ids::shown(ids, target));
         tracing::debug!(
             command = label,
             key,
@@ -133,18 +153,7 @@ impl Ending {
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        if self.is_told {
-            return;
-        }
-        let took = clock::now() - self.about.received;
-        self.tell(&Ended {
-            took,
-            waited: took,
-            outcome: Outcome::Cancelled,
-            reason: None,
-            facts: None,
-            status: None,
-        });
+        self.cancelled(None);
     }
 }
 

@@ -10,6 +10,7 @@ use http::Response;
 use super::{Gateway, draining, ending::Ending};
 use crate::{
     admission,
+    call::Target,
     clock::{self, Instant},
     error::{self, Refusal},
     lane::{NoAnswer, Waiting},
@@ -30,7 +31,23 @@ pub(super) enum Begun {
     /// One that others may share.
     Shared(Departed<Shared<Running>>, Instant),
     /// Nothing.
-    Refused(Refusal),
+    Refused {
+        refusal: Refusal,
+        /// Of what, if that is known.
+        target: Option<Box<Target>>,
+    },
+}
+
+impl Begun {
+    /// Whose state the call is about, if that is known.
+    fn target(&self) -> Option<&Target> {
+        match self {
+            Begun::InLane(waiting) => Some(waiting.target()),
+            Begun::Own(departed, _) => departed.trip.target.as_ref(),
+            Begun::Shared(departed, _) => departed.trip.target.as_ref(),
+            Begun::Refused { target, .. } => target.as_deref(),
+        }
+    }
 }
 
 /// A call on its way to its answer. Dropped before, the caller has left: what waits leaves too, what was
@@ -56,15 +73,20 @@ impl UnderWay {
                 served = gateway.end_of(&mut self.begun) => served,
                 () = gateway.lifecycle.is_seen(Phase::Expired) => Err(draining().into()),
             };
-            if let (Begun::InLane(_) | Begun::Own(..), Some(target)) =
-                (&self.begun, &self.ending.about.target)
-            {
+            let target = self.begun.target();
+            if let (Begun::InLane(_) | Begun::Own(..), Some(target)) = (&self.begun, target) {
                 // A read that began before may not have seen it.
                 gateway.reads.forget(target);
             }
             let rendered = gateway.render(self.is_known, served);
-            self.ending.answer(rendered)
+            self.ending.answer(rendered, target)
         }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.ending.cancelled(self.begun.target());
     }
 }
 
@@ -74,7 +96,7 @@ impl Gateway {
             Begun::InLane(waiting) => waiting.answer().await,
             Begun::Own(departed, deadline) => self.wait(departed, *deadline).await,
             Begun::Shared(departed, deadline) => self.wait(departed, *deadline).await,
-            Begun::Refused(refusal) => Err(refusal.clone().into()),
+            Begun::Refused { refusal, .. } => Err(refusal.clone().into()),
         }
     }
 

@@ -28,7 +28,7 @@ pub struct Trip {
     audience: Audience,
     /// Where its attempts are recorded.
     pub span: Span,
-    /// Whose state it is about, for the log; not known of a call that passes through.
+    /// Whose state it is about; not known of a call that passes through.
     pub target: Option<Target>,
 }
 
