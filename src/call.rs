@@ -84,7 +84,7 @@ pub struct Headers(Mutex<Kept>);
 
 impl From<HeaderMap> for Headers {
     fn from(headers: HeaderMap) -> Headers {
-        Headers(Mutex::new(Kept::Map(headers)))
+        Headers(Mutex::new(Kept::Map(Box::new(headers))))
     }
 }
 
@@ -109,7 +109,7 @@ impl Headers {
 
     /// They were not sent.
     pub fn put_back(&self, headers: HeaderMap) {
-        *self.0.lock() = Kept::Map(headers);
+        *self.0.lock() = Kept::Map(Box::new(headers));
     }
 }
 

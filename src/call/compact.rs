@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, uri::PathAndQuery};
 
 use super::{Call, Head};
@@ -24,12 +24,12 @@ impl Call {
     }
 }
 
-/// Puts all of a request into one piece of memory.
+/// Puts target and body into one piece of memory and the headers into another.
 pub fn compact(head: &mut Head, body: &mut Bytes) {
-    let headers = head.headers.0.get_mut();
+    head.headers.0.get_mut().compact();
     let target = head.target.as_str().len();
     let moved = if body.len() < LONG { body.len() } else { 0 };
-    let mut memory = BytesMut::with_capacity(target + headers.length() + moved);
+    let mut memory = BytesMut::with_capacity(target + moved);
     let mut own = |bytes: &[u8]| {
         memory.extend_from_slice(bytes);
         memory.split().freeze()
@@ -38,7 +38,6 @@ pub fn compact(head: &mut Head, body: &mut Bytes) {
     if let Ok(target) = PathAndQuery::from_maybe_shared(own(head.target.as_str().as_bytes())) {
         head.target = target;
     }
-    headers.compact(&mut own);
     if moved > 0 {
         *body = own(body);
     }
@@ -47,15 +46,15 @@ pub fn compact(head: &mut Head, body: &mut Bytes) {
 /// The headers of a request: as hyper reads and writes them, or as small as can be.
 #[derive(Clone)]
 pub(super) enum Kept {
-    /// To be sent.
-    Map(HeaderMap),
-    /// While it waits. In the order in which the map has them, which has room for more and an index.
-    List(Box<[(HeaderName, HeaderValue)]>),
+    /// To be sent. In a box: what waits has no room for it.
+    Map(Box<HeaderMap>),
+    /// While it waits. A map has room for more and an index, and 72 bytes for the shortest header.
+    Packed(Packed),
 }
 
 impl Default for Kept {
     fn default() -> Kept {
-        Kept::Map(HeaderMap::new())
+        Kept::Packed(Packed::default())
     }
 }
 
@@ -63,34 +62,56 @@ impl Kept {
     /// As they are sent.
     pub(super) fn into_map(self) -> HeaderMap {
         match self {
-            Kept::Map(map) => map,
-            Kept::List(list) => {
-                let mut map = HeaderMap::with_capacity(list.len());
-                for (name, value) in list {
-                    map.append(name, value);
-                }
-                map
-            }
+            Kept::Map(map) => *map,
+            Kept::Packed(packed) => packed.into_map(),
         }
     }
 
-    /// Bytes of the values that are still to be copied.
-    fn length(&self) -> usize {
-        match self {
-            Kept::Map(map) => map.values().map(HeaderValue::len).sum(),
-            Kept::List(_) => 0,
+    fn compact(&mut self) {
+        if let Kept::Map(map) = self {
+            *self = Kept::Packed(Packed::of(map));
         }
     }
+}
 
-    fn compact(&mut self, own: &mut impl FnMut(&[u8]) -> Bytes) {
-        let Kept::Map(map) = self else { return };
-        let copy = |(name, value): (&HeaderName, &HeaderValue)| {
-            let copied = HeaderValue::from_maybe_shared(own(value.as_bytes()));
-            let mut copied = copied.unwrap_or_else(|_| value.clone());
-            copied.set_sensitive(value.is_sensitive());
-            (name.clone(), copied)
-        };
-        *self = Kept::List(map.iter().map(copy).collect());
+/// Headers in the order in which a map has them, one behind the other: whether it is a secret, how long name
+/// and value are, and both.
+#[derive(Clone, Default)]
+pub(super) struct Packed(Box<[u8]>);
+
+/// Of a secret, of the length of a name, which http bounds to that, and of the length of a value.
+const FIXED: usize = 1 + 2 + 4;
+
+impl Packed {
+    fn of(map: &HeaderMap) -> Packed {
+        let lengths = map
+            .iter()
+            .map(|(name, value)| FIXED + name.as_str().len() + value.len());
+        let mut bytes = Vec::with_capacity(lengths.sum());
+        for (name, value) in map {
+            let (name, is_secret) = (name.as_str().as_bytes(), value.is_sensitive());
+            bytes.put_u8(is_secret.into());
+            bytes.put_u16(u16::try_from(name.len()).expect("http refuses longer names"));
+            bytes.put_u32(u32::try_from(value.len()).expect("a head has a bound"));
+            bytes.put_slice(name);
+            bytes.put_slice(value.as_bytes());
+        }
+        Packed(bytes.into_boxed_slice())
+    }
+
+    fn into_map(self) -> HeaderMap {
+        let mut rest = Bytes::from(self.0);
+        let mut map = HeaderMap::new();
+        while rest.has_remaining() {
+            let is_secret = rest.get_u8() != 0;
+            let (name, value) = (rest.get_u16().into(), rest.get_u32() as usize);
+            let name = HeaderName::from_bytes(&rest.split_to(name));
+            let value = HeaderValue::from_maybe_shared(rest.split_to(value));
+            let mut value = value.expect("it was legal before");
+            value.set_sensitive(is_secret);
+            map.append(name.expect("it was legal before"), value);
+        }
+        map
     }
 }
 
@@ -111,6 +132,9 @@ mod tests {
         let mut secret = value(10);
         secret.set_sensitive(true);
         headers.append("x-a", secret);
+        headers.append("x-empty", HeaderValue::from_static(""));
+        let odd = HeaderValue::from_bytes(b" \xe4\xbd\xa0\t:\xff").unwrap();
+        headers.append("x-odd", odd);
         let head = Head::new(Method::POST, path, headers);
         (head, memory.slice(12..12 + body))
     }
