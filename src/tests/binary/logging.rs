@@ -1,11 +1,14 @@
 //! What the log looks like, and what is never in it (P6).
 
+use std::time::Duration;
+
+use chat_gateway::clock;
 use serde_json::{Value, json};
 
 use super::{
     process::{Gateway, Process, program, settings},
     recorder::{Deed, OK, Recorder},
-    wire::{EXTEND, SET, exchange, one_attribute, request},
+    wire::{Connection, EXTEND, SET, exchange, one_attribute, request},
 };
 
 /// A signature, and parts of it that a careless shortening would leave.
@@ -280,6 +283,63 @@ async fn each_call_should_be_a_line_that_names_its_group_as_the_settings_allow()
         assert_eq!(bad["attempts"], Value::Null);
         assert_eq!(log.contains("@TGS"), ids == "plain", "{log}");
     }
+}
+
+#[tokio::test]
+async fn every_end_of_a_call_should_be_a_line_that_names_its_group() {
+    let upstream = Recorder::start(moody).await;
+    let settings = [
+        "log.level=debug",
+        "log.ids=plain",
+        "quota.group_attributes.limit=1",
+        "merge.enabled=false",
+    ];
+    let mut gateway = Gateway::start(&upstream.url(), &settings).await;
+    let of = |path: &str, wishes: &str, group: &str| {
+        let body = match path {
+            GET => format!(r#"{{"GroupId":"{group}"}}"#),
+            _ => one_attribute(group),
+        };
+        let target = format!("{path}?{}", query());
+        request("POST", &target, wishes, body.as_bytes())
+    };
+    let write = of(SET, "", "room");
+    let (first, second) = tokio::join!(gateway.call(&write), gateway.call(&write));
+    for answer in [first, second, gateway.call(&of(GET, "", "room")).await] {
+        assert_eq!(answer.json()["ErrorCode"], 0);
+    }
+    let soon = "x-chat-gateway-timeout: 20ms\r\n";
+    let shed = gateway.call(&of(SET, soon, "room")).await;
+    assert_eq!(shed.one("x-chat-gateway-reason"), "deadline");
+    let mut caller = Connection::to(gateway.traffic).await;
+    caller.send(&write).await;
+    clock::sleep(Duration::from_millis(100)).await;
+    caller.reset();
+    let late = "x-chat-gateway-timeout: 300ms\r\n";
+    let unanswered = gateway.call(&of(SET, late, "hang")).await;
+    assert_eq!(unanswered.json()["ErrorCode"], 60008);
+    gateway.process.signal("TERM");
+    let (_, _, log) = gateway.process.end().await;
+    let lines = log
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let calls = lines.filter(|line| line["message"] == "call");
+    let mut ends: Vec<_> = calls
+        .map(|line| format!("{} {}", line["key"], line["outcome"]).replace('"', ""))
+        .collect();
+    ends.sort();
+    assert_eq!(
+        ends,
+        [
+            "88888888/hang failed",
+            "88888888/room cancelled",
+            "88888888/room ok",
+            "88888888/room ok",
+            "88888888/room ok",
+            "88888888/room shed",
+        ],
+        "{log}"
+    );
 }
 
 #[tokio::test]
