@@ -35,6 +35,10 @@ pub struct Terms {
     pub random: u32,
 }
 
+/// A merged call goes to the path of one command with the query of another: http takes targets of 65,534
+/// bytes, and no known path is longer than another by as much as is left of that here.
+const LONGEST_MERGED: usize = 65_534 - 64;
+
 /// Checks a request for `command` and makes it a [`Call`].
 pub fn validate(
     command: &'static Command,
@@ -63,17 +67,18 @@ pub fn validate(
     let understood = rules::check(&object, command.body)
         .map_err(|broken| Refusal::invalid(broken.code, broken.message))?;
 
-    let travels = if understood.wholly && query.wholly {
-        terms.travels
-    } else {
-        Travels::Alone
-    };
     let target = target(command, query.app, &object);
     let pairs = u32::try_from(understood.items).unwrap_or(u32::MAX).max(1);
     let filled = query.fill(&head.target, terms.random)?;
     if let Some(filled) = filled {
         head.target = filled;
     }
+    let has_room = head.target.as_str().len() <= LONGEST_MERGED;
+    let travels = if understood.wholly && query.wholly && has_room {
+        terms.travels
+    } else {
+        Travels::Alone
+    };
     // Parameters are filled in at the end of the query.
     head.asked_by(
         query.sdkappid,

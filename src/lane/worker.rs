@@ -185,7 +185,7 @@ fn seat((number, job): (u64, Job<Ticket>)) -> Seat {
 }
 
 /// What goes upstream: one call alone as it came, several as a call of our own.
-fn request(batch: &Batch<Ticket>) -> (Arc<Head>, Bytes) {
+fn request<T>(batch: &Batch<T>) -> (Arc<Head>, Bytes) {
     let (_, first) = &batch.jobs[0];
     let Some(fold) = &batch.fold else {
         return (first.call.head.clone(), first.call.body.clone());
@@ -209,20 +209,57 @@ mod tests {
     use super::*;
     use crate::{
         call::{QuotaClass, Travels},
-        catalogue::group_attributes,
+        catalogue::group_attributes::{CLEAR, MODIFY, SET},
         config::Config,
         lane::Submitted,
         lane::merge::tests::sample::{QUERY, call_with},
+        lane::queue::Queue,
         metrics::Metrics,
+        quota::counting::Counting,
         serve::Core,
     };
 
     fn call() -> Call {
         let body = r#"{"GroupId":"g","GroupAttr":[{"key":"k","value":"v"}]}"#;
-        let call = call_with(&group_attributes::SET, QUERY, body, Travels::Together);
+        let call = call_with(&SET, QUERY, body, Travels::Together);
         Call {
             deadline: clock::now() + Duration::from_secs(30),
             ..call
+        }
+    }
+
+    #[test]
+    fn calls_with_the_longest_targets_should_all_be_sent() {
+        const LONGEST: usize = 65_534;
+        let body = |command| match command {
+            "clear_group_attr" => r#"{"GroupId":"g"}"#,
+            _ => r#"{"GroupId":"g","GroupAttr":[{"key":"k","value":"v"}]}"#,
+        };
+        for first in [&SET, &MODIFY, &CLEAR] {
+            for second in [&SET, &MODIFY, &CLEAR] {
+                for short_of in [0, 1, 2, 3, 100] {
+                    let query = |signature: &str, random: &str| {
+                        let who = format!("sdkappid=1&identifier=a&usersig={signature}");
+                        format!("{who}&random={random}&contenttype=json")
+                    };
+                    let fixed = first.path.len() + 1 + query("", "1234567").len();
+                    let signature = "x".repeat(LONGEST - short_of - fixed);
+                    let mut queue = Queue::new(Counting::Calls);
+                    for (command, random) in [(first, "1234567"), (second, "1")] {
+                        let (query, body) = (query(&signature, random), body(command.name));
+                        let call = call_with(command, &query, body, Travels::Together);
+                        queue.push(call, 1, ());
+                    }
+                    let mut sent = 0;
+                    while let Some(plan) = queue.plan(1, |_| true) {
+                        let batch = queue.take(plan);
+                        let (head, _) = request(&batch);
+                        assert!(head.target.as_str().len() <= LONGEST);
+                        sent += batch.jobs.len();
+                    }
+                    assert_eq!(sent, 2);
+                }
+            }
         }
     }
 
