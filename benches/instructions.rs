@@ -23,14 +23,14 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
 }
 
 #[library_benchmark]
-#[bench::small(args = (300), setup = Raw::set_group_attr, config = at_most(6_860))]
-#[bench::large(args = (8 << 10), setup = Raw::set_group_attr, config = at_most(30_260))]
+#[bench::small(args = (300), setup = Raw::set_group_attr, config = at_most(6_480))]
+#[bench::large(args = (8 << 10), setup = Raw::set_group_attr, config = at_most(29_940))]
 fn parse_and_validate(raw: Raw) -> Call {
     black_box(raw.validate())
 }
 
 #[library_benchmark]
-#[bench::twenty(args = (), setup = work::twenty, config = at_most(136_500))]
+#[bench::twenty(args = (), setup = work::twenty, config = at_most(135_250))]
 fn merge(calls: Vec<Call>) -> Bytes {
     black_box(work::merge(&calls))
 }
@@ -40,7 +40,7 @@ fn twenty_and_reply() -> (Vec<Call>, Reply) {
 }
 
 #[library_benchmark]
-#[bench::twenty(args = (), setup = twenty_and_reply, config = at_most(290_600))]
+#[bench::twenty(args = (), setup = twenty_and_reply, config = at_most(290_480))]
 fn split((calls, reply): (Vec<Call>, Reply)) -> Vec<Fate> {
     black_box(work::split(&calls, &reply))
 }
