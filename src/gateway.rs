@@ -212,8 +212,8 @@ impl Gateway {
         let has_body =
             said.has_body || (parts.version == Version::HTTP_2 && may_have_body(&parts.method));
         let deadline = received + wishes.deadline;
-        let uri = std::mem::take(&mut parts.uri).into_parts().path_and_query;
-        let uri = uri.ok_or_else(|| {
+        let path_and_query = std::mem::take(&mut parts.uri).into_parts().path_and_query;
+        let path_and_query = path_and_query.ok_or_else(|| {
             Refusal::invalid(error::BAD_REQUEST, "the request target has no path")
         })?;
         let mut headers = std::mem::take(&mut parts.headers);
@@ -237,7 +237,7 @@ impl Gateway {
             // length.
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        let mut head = Head::new(std::mem::take(&mut parts.method), uri, headers);
+        let mut head = Head::new(std::mem::take(&mut parts.method), path_and_query, headers);
         let completed = self.keys.signers.complete(&head.target);
         let signed_by = match completed {
             Ok(Some(_)) => SignedBy::Gateway,
