@@ -37,7 +37,7 @@ use crate::{
     shutdown::{FLUSH, Lifecycle, Phase},
     tls,
     watch::FromFiles,
-    workers::Workers,
+    workers::{Workers, outbox},
 };
 use activity::{Activity, Serving, Timeouts};
 use hygiene::HeadLimits;
@@ -171,12 +171,14 @@ impl Ingress {
         let connected = clock::now();
         let Some(tls) = &self.tls else {
             if let Some(Ok(opening)) = self.before_head(Opening::of(&stream)).await {
+                let stream = outbox::Stream::from(stream);
                 self.connection(stream, connected, opening, caller).await;
             }
             return;
         };
         // In a box: it takes twice as much, and connections without TLS would have room for it.
         Box::pin(async {
+            let stream = outbox::Stream::from(stream);
             if let Some(stream) = self.shake_hands(stream, tls.get()).await {
                 let opening = Opening::agreed(stream.get_ref().1.alpn_protocol());
                 self.connection(stream, clock::now(), opening, caller).await;
@@ -202,9 +204,9 @@ impl Ingress {
     /// One who does not finish the handshake is treated like one who does not finish a head.
     async fn shake_hands(
         &self,
-        stream: TcpStream,
+        stream: outbox::Stream,
         config: Arc<ServerConfig>,
-    ) -> Option<TlsStream<TcpStream>> {
+    ) -> Option<TlsStream<outbox::Stream>> {
         let handshake = TlsAcceptor::from(config).accept(stream);
         let (cause, error) = match self.before_head(handshake).await? {
             Ok(Ok(stream)) => return Some(stream),

@@ -4,7 +4,10 @@ use std::{io, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use http::Uri;
 use hyper_rustls::HttpsConnectorBuilder;
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::{
+    client::legacy::connect::{Connected, Connection, HttpConnector},
+    rt::TokioIo,
+};
 use rustls::{ClientConfig, ServerConfig};
 use tokio::net::{TcpListener, TcpSocket};
 use tower::{Service as _, ServiceExt as _};
@@ -33,7 +36,7 @@ use crate::{
         client::{Attempt, Connector},
     },
     watch::FromFiles,
-    workers::Workers,
+    workers::{Workers, outbox},
 };
 
 /// How often windows that have passed are forgotten.
@@ -375,6 +378,7 @@ fn connector(config: &Config, tls: Arc<FromFiles<ClientConfig>>) -> impl Connect
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(config.upstream.connect_timeout));
+    let tcp = tcp.map_response(|stream| TokioIo::new(outbox::Stream::from(stream.into_inner())));
     let http2 = config.upstream.http2;
     let secured = tower::service_fn(move |uri: Uri| {
         let builder = HttpsConnectorBuilder::new()
@@ -390,4 +394,10 @@ fn connector(config: &Config, tls: Arc<FromFiles<ClientConfig>>) -> impl Connect
     let whole = tower::timeout::Timeout::new(secured, config.upstream.connect_timeout);
     // The client wants a connector whose future can be moved.
     whole.map_future(Box::pin)
+}
+
+impl Connection for outbox::Stream {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
 }

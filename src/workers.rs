@@ -1,6 +1,8 @@
 //! Threads that serve connections, each with a runtime of its own: a call is read, sent and answered
 //! by one thread, and nothing on its way waits for another.
 
+pub mod outbox;
+
 use std::{
     cell::Cell,
     convert::Infallible,
@@ -85,6 +87,7 @@ impl Worker {
             .enable_all()
             .build()?;
         let handle = runtime.handle().clone();
+        runtime.spawn(outbox::empty_each_turn());
         let (running, stopped) = oneshot::channel();
         let work = move || {
             NUMBER.set(number);
