@@ -5,20 +5,26 @@ mod activity;
 mod forwarded;
 mod hygiene;
 mod opening;
+mod protocol;
 mod read;
 mod woken;
 
-use std::{convert::Infallible, future::Future, net, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    error::Error,
+    future::Future,
+    net,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::Full;
 use hyper::{body::Incoming, service::service_fn};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
-};
+use hyper_util::{rt::TokioIo, server::graceful::GracefulConnection};
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -44,33 +50,6 @@ use hygiene::HeadLimits;
 use opening::Opening;
 use read::BodyLimits;
 use woken::{Bells, Woken};
-
-/// hyper answers a head that does not fit into its buffer by itself, without the API's envelope:
-/// its buffer is so much larger than `listen.max_header_bytes` that most never meet it.
-const BUFFERED_HEADS: usize = 2;
-
-/// The smallest buffer that hyper takes.
-const MIN_BUFFER: usize = 8 << 10;
-
-/// The headers that hyper has room for without an allocation for each request.
-const FREE_HEADERS: usize = 100;
-
-/// What one call, and one connection, of HTTP/2 may send before it is read. A body is read at once, so
-/// this is what a connection can hold against us.
-const HTTP2_STREAM_WINDOW: u32 = 64 << 10;
-const HTTP2_CONNECTION_WINDOW: u32 = 256 << 10;
-
-/// Bytes of answers that one call of HTTP/2 may leave unread before the next piece waits.
-const HTTP2_SEND_BUFFER: usize = 64 << 10;
-
-/// Calls of HTTP/2 that were taken back before they were looked at, and resets of ours that a caller
-/// provoked: with more of either the connection is closed ("rapid reset", CVE-2023-44487).
-const HTTP2_PENDING_RESETS: usize = 20;
-const HTTP2_PROVOKED_RESETS: usize = 128;
-
-/// A caller of HTTP/2 who does not answer a ping is gone.
-const HTTP2_PING_EVERY: Duration = Duration::from_secs(20);
-const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The limits of what comes in.
 #[derive(Clone, Copy, Debug)]
@@ -224,7 +203,7 @@ impl Ingress {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (gateway, settings, lifecycle) = (&self.gateway, &self.settings, &self.lifecycle);
+        let (gateway, settings) = (&self.gateway, &self.settings);
         let limits = Limits::of(settings);
         let activity = Activity::new(limits.timeouts, connected);
         let bells = Bells::default();
@@ -243,38 +222,58 @@ impl Ingress {
             };
             Woken::new(answer(gateway, caller, request, limits, serving), bell)
         });
-        let builder = builder(limits, opening);
-        let connection = builder.serve_connection(TokioIo::new(activity.watch(io)), service);
-        tokio::pin!(connection);
-        let draining = lifecycle.reached(Phase::Draining);
-        tokio::pin!(draining);
-        let expired = lifecycle.reached(Phase::Expired);
-        tokio::pin!(expired);
-        let mut has_expired = false;
+        let io = TokioIo::new(activity.watch(io));
+        match opening {
+            Opening::Http1 => {
+                let connection = protocol::http1(limits).serve_connection(io, service);
+                self.until_end(pin!(connection), &activity, &bells).await;
+            }
+            // In a box: HTTP/2's takes twice as much, and few connections are such.
+            Opening::Either => {
+                let connection = async {
+                    let builder = protocol::either(limits);
+                    let connection = builder.serve_connection(io, service);
+                    self.until_end(pin!(connection), &activity, &bells).await;
+                };
+                Box::pin(connection).await;
+            }
+        }
+    }
+
+    /// Runs a connection to its end, which begins when the gateway drains or nothing has been asked for
+    /// too long.
+    async fn until_end<C>(&self, mut connection: Pin<&mut C>, activity: &Activity, bells: &Bells)
+    where
+        C: GracefulConnection<Error: Into<Box<dyn Error + Send + Sync>>>,
+    {
+        let mut awaited = Some(Phase::Draining);
+        let mut phase = pin!(self.lifecycle.reached(Phase::Draining));
         let mut ending = false;
         loop {
             let end = tokio::select! {
                 biased;
                 end = activity.within(connection.as_mut()) => end,
-                () = &mut draining, if !ending => {
-                    ending = true;
-                    connection.as_mut().graceful_shutdown();
-                    continue;
-                }
-                () = &mut expired, if !has_expired => {
-                    has_expired = true;
-                    bells.ring();
+                () = &mut phase, if awaited.is_some() => {
+                    if awaited == Some(Phase::Draining) {
+                        ending = true;
+                        connection.as_mut().graceful_shutdown();
+                        phase.set(self.lifecycle.reached(Phase::Expired));
+                        awaited = Some(Phase::Expired);
+                    } else {
+                        bells.ring();
+                        awaited = None;
+                    }
                     continue;
                 }
             };
             // A caller who breaks off is no event for the log.
-            let bound = match &end {
+            let bound = match end {
                 Ok(Ok(())) => None,
-                Ok(Err(error)) => broken_rule(error.as_ref()),
-                Err(bound) => Some(*bound),
+                Ok(Err(error)) => broken_rule(error.into().as_ref()),
+                Err(bound) => Some(bound),
             };
             if let Some(bound) = bound {
-                gateway.metrics().reached(bound);
+                self.metrics.reached(bound);
             }
             if bound != Some(Bound::IdleTime) || ending {
                 return;
@@ -332,40 +331,8 @@ async fn accept(
     }
 }
 
-fn builder(limits: Limits, opening: Opening) -> auto::Builder<TokioExecutor> {
-    let buffer = (BUFFERED_HEADS * limits.head.bytes).max(MIN_BUFFER);
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        // `Activity` looks after the time.
-        .header_read_timeout(None)
-        // The kernel takes one piece of memory for less than two.
-        .writev(false)
-        .max_buf_size(buffer);
-    if limits.head.headers >= FREE_HEADERS {
-        builder.http1().max_headers(limits.head.headers + 1);
-    }
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(limits.streams)
-        .max_header_list_size(u32::try_from(buffer).unwrap_or(u32::MAX))
-        .initial_stream_window_size(HTTP2_STREAM_WINDOW)
-        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
-        .max_send_buf_size(HTTP2_SEND_BUFFER)
-        .max_pending_accept_reset_streams(HTTP2_PENDING_RESETS)
-        .max_local_error_reset_streams(HTTP2_PROVOKED_RESETS)
-        .keep_alive_interval(HTTP2_PING_EVERY)
-        .keep_alive_timeout(HTTP2_PING_TIMEOUT);
-    match opening {
-        Opening::Http1 => builder.http1_only(),
-        Opening::Either => builder,
-    }
-}
-
 /// What a connection ended by that was not HTTP, or too much of it.
-fn broken_rule(error: &(dyn std::error::Error + 'static)) -> Option<Bound> {
+fn broken_rule(error: &(dyn Error + 'static)) -> Option<Bound> {
     let error = error.downcast_ref::<hyper::Error>()?;
     if error.is_parse_too_large() {
         return Some(Bound::HeaderBytes);
@@ -373,7 +340,7 @@ fn broken_rule(error: &(dyn std::error::Error + 'static)) -> Option<Bound> {
     if error.is_parse() {
         return Some(Bound::Protocol);
     }
-    let cause = std::error::Error::source(error)?.downcast_ref::<h2::Error>()?;
+    let cause = error.source()?.downcast_ref::<h2::Error>()?;
     // Said by us, not by the caller.
     if !cause.is_library() {
         return None;

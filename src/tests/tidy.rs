@@ -114,6 +114,7 @@ fn only_the_edges_should_know_hyper() {
     let edge = |name: &str| {
         [
             "ingress.rs",
+            "ingress/protocol.rs",
             "ingress/read.rs",
             "admin.rs",
             "upstream/client.rs",
