@@ -55,14 +55,12 @@ struct Outbox {
 pub async fn empty_each_turn() -> Infallible {
     let _open = Open;
     poll_fn(|cx| {
-        OUTBOX.with_borrow_mut(|outbox| match outbox {
-            Some(outbox) => outbox.end_of_turn.clone_from(cx.waker()),
-            None => {
-                *outbox = Some(Outbox {
-                    end_of_turn: cx.waker().clone(),
-                    posted: Vec::with_capacity(MOST),
-                });
-            }
+        OUTBOX.with_borrow_mut(|outbox| {
+            let outbox = outbox.get_or_insert_with(|| Outbox {
+                end_of_turn: cx.waker().clone(),
+                posted: Vec::with_capacity(MOST),
+            });
+            outbox.end_of_turn.clone_from(cx.waker());
         });
         empty();
         Poll::Pending
@@ -81,13 +79,19 @@ impl Drop for Open {
 }
 
 fn empty() {
-    let posted = OUTBOX.with_borrow_mut(|outbox| {
-        let outbox = outbox.as_mut()?;
-        Some(mem::replace(&mut outbox.posted, Vec::with_capacity(MOST)))
-    });
-    for writing in posted.unwrap_or_default() {
+    let taken = OUTBOX.with_borrow_mut(|outbox| Some(mem::take(&mut outbox.as_mut()?.posted)));
+    let Some(mut posted) = taken else {
+        return;
+    };
+    for writing in posted.drain(..) {
         writing.leave();
     }
+    OUTBOX.with_borrow_mut(|outbox| {
+        // The list serves the next turn.
+        if let Some(outbox) = outbox.as_mut().filter(|outbox| outbox.posted.is_empty()) {
+            outbox.posted = posted;
+        }
+    });
 }
 
 fn is_open() -> bool {
