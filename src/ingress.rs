@@ -27,7 +27,6 @@ use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{rt::TokioIo, server::graceful::GracefulConnection};
 use rustls::ServerConfig;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
@@ -45,7 +44,7 @@ use crate::{
     watch::FromFiles,
     workers::{Workers, outbox},
 };
-use activity::{Activity, Serving, Timeouts};
+use activity::{Activity, Serving, Timeouts, Transport};
 use hygiene::HeadLimits;
 use opening::Opening;
 use read::BodyLimits;
@@ -201,7 +200,7 @@ impl Ingress {
     /// caller does, at a limit of time, or, once what was read is answered, when the gateway drains.
     async fn connection<IO>(&self, io: IO, connected: Instant, opening: Opening, caller: Caller)
     where
-        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        IO: Transport,
     {
         let (gateway, settings) = (&self.gateway, &self.settings);
         let limits = Limits::of(settings);
@@ -225,13 +224,13 @@ impl Ingress {
         let io = TokioIo::new(activity.watch(io));
         match opening {
             Opening::Http1 => {
-                let connection = protocol::http1(limits).serve_connection(io, service);
+                let connection = protocol::http1::<IO>(limits).serve_connection(io, service);
                 self.until_end(pin!(connection), &activity, &bells).await;
             }
             // In a box: HTTP/2's takes twice as much, and few connections are such.
             Opening::Either => {
                 let connection = async {
-                    let builder = protocol::either(limits);
+                    let builder = protocol::either::<IO>(limits);
                     let connection = builder.serve_connection(io, service);
                     self.until_end(pin!(connection), &activity, &bells).await;
                 };

@@ -11,7 +11,7 @@
 
 use std::{
     future::{Future, poll_fn},
-    io,
+    io::{self, ErrorKind},
     pin::{Pin, pin},
     sync::{
         Arc,
@@ -28,10 +28,12 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::Notify,
 };
+use tokio_rustls::server::TlsStream;
 
 use crate::{
     bound::Bound,
     clock::{self, Alarm, Instant},
+    workers::outbox,
 };
 
 /// The time limits of a connection.
@@ -129,6 +131,11 @@ impl State {
         self.since.store(self.nanos(now), Relaxed);
         // Whoever sees that none is left sees since when, too.
         self.calls.fetch_sub(1, Release);
+    }
+
+    /// A call is being served that has its connection to itself.
+    fn serves_one(&self) -> bool {
+        self.calls.load(Relaxed) > 0 && !self.multiplexed.load(Relaxed)
     }
 
     fn wind_up(&self, now: Instant) {
@@ -237,6 +244,33 @@ impl Drop for Serving {
     }
 }
 
+/// What a connection is made of.
+pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// Whether [`poll_closed`](Self::poll_closed) tells anything. If not hyper has to read while a call is being
+    /// served, for which it wants 8 KiB of each connection.
+    const IS_LOOKED_AT: bool;
+
+    /// Ready when the caller has left.
+    fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+}
+
+impl Transport for outbox::Stream {
+    const IS_LOOKED_AT: bool = true;
+
+    fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        outbox::Stream::poll_closed(self, cx)
+    }
+}
+
+/// Whether there is more, or an end, only those know who decrypt it.
+impl Transport for TlsStream<outbox::Stream> {
+    const IS_LOOKED_AT: bool = false;
+
+    fn poll_closed(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
+}
+
 /// A transport whose reads and writes are noted.
 #[derive(Debug)]
 pub(super) struct Watched<IO> {
@@ -268,7 +302,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
+impl<IO: Transport> AsyncWrite for Watched<IO> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -302,6 +336,13 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
             }
             // Transports with a buffer of their own, such as TLS, stop here.
             Poll::Pending => self.activity.state.blocked(clock::now()),
+        }
+        // hyper flushes whenever it has been polled.
+        if IO::IS_LOOKED_AT
+            && self.activity.state.serves_one()
+            && self.io.poll_closed(cx).is_ready()
+        {
+            return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
         }
         flushed
     }

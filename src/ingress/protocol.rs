@@ -8,7 +8,7 @@ use hyper_util::{
     server::conn::auto,
 };
 
-use super::Limits;
+use super::{Limits, activity::Transport};
 
 /// hyper answers a head that does not fit into its buffer by itself, without the API's envelope:
 /// its buffer is so much larger than `listen.max_header_bytes` that most never meet it.
@@ -39,13 +39,15 @@ const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// hyper has two builders with these settings in common, and no trait.
 macro_rules! http1_within {
-    ($builder:ident, $limits:expr) => {{
+    ($builder:ident, $limits:expr, $transport:ty) => {{
         $builder
             .timer(TokioTimer::new())
             // `Activity` looks after the time.
             .header_read_timeout(None)
             // The kernel takes one piece of memory for less than two.
             .writev(false)
+            // What tells that the caller has left spares hyper to read for that.
+            .half_close(<$transport>::IS_LOOKED_AT)
             .max_buf_size(buffer($limits));
         if $limits.head.headers >= FREE_HEADERS {
             $builder.max_headers($limits.head.headers + 1);
@@ -58,17 +60,17 @@ fn buffer(limits: Limits) -> usize {
 }
 
 /// HTTP/1.1.
-pub(super) fn http1(limits: Limits) -> http1::Builder {
+pub(super) fn http1<IO: Transport>(limits: Limits) -> http1::Builder {
     let mut builder = http1::Builder::new();
-    http1_within!(builder, limits);
+    http1_within!(builder, limits, IO);
     builder
 }
 
 /// HTTP/1.1 or HTTP/2, as the caller begins.
-pub(super) fn either(limits: Limits) -> auto::Builder<TokioExecutor> {
+pub(super) fn either<IO: Transport>(limits: Limits) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     let mut http1 = builder.http1();
-    http1_within!(http1, limits);
+    http1_within!(http1, limits, IO);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -14,7 +14,7 @@ use std::{
     convert::Infallible,
     future::poll_fn,
     io::{self, ErrorKind},
-    mem,
+    mem::{self, MaybeUninit},
     pin::Pin,
     sync::{
         Arc,
@@ -115,6 +115,8 @@ fn post(writing: Arc<Writing>) {
 /// A TCP connection that writes by the outbox of the thread that it is used by.
 pub struct Stream {
     reading: OwnedReadHalf,
+    /// Something has come that is not read yet: an end is behind that.
+    has_more: bool,
     writing: Arc<Writing>,
 }
 
@@ -143,6 +145,7 @@ impl From<TcpStream> for Stream {
         };
         Stream {
             reading,
+            has_more: false,
             writing: Arc::new(Writing {
                 own: Mutex::new(own),
                 is_stuck: AtomicBool::new(false),
@@ -187,12 +190,32 @@ impl Writing {
     }
 }
 
+impl Stream {
+    /// Ready when the peer has closed his side, or the connection is broken, and all that came before has
+    /// been read. Reads nothing itself.
+    pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.has_more {
+            return Poll::Pending;
+        }
+        let mut first = [MaybeUninit::uninit()];
+        let mut first = ReadBuf::uninit(&mut first);
+        match ready!(self.reading.poll_peek(cx, &mut first)) {
+            Ok(0) | Err(_) => Poll::Ready(()),
+            Ok(_) => {
+                self.has_more = true;
+                Poll::Pending
+            }
+        }
+    }
+}
+
 impl AsyncRead for Stream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.has_more = false;
         Pin::new(&mut self.reading).poll_read(cx, buffer)
     }
 }
@@ -239,14 +262,14 @@ impl AsyncWrite for Stream {
 #[cfg(test)]
 mod tests {
     use std::{
-        io::Read as _,
-        net::{self, TcpListener},
+        io::{Read as _, Write as _},
+        net::{self, Shutdown, TcpListener},
         time::Duration,
     };
 
     use futures_util::FutureExt as _;
     use tokio::{
-        io::AsyncWriteExt as _,
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
         task::{JoinHandle, yield_now},
     };
 
@@ -428,6 +451,24 @@ mod tests {
         let error = told.expect("it is woken").expect_err("it is closed");
         let kinds = [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
         assert!(kinds.contains(&error.kind()), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_end_should_be_seen_behind_all_that_came_and_nothing_be_read() {
+        let (mut stream, mut peer) = connected().await;
+        let closed = async |stream: &mut Stream| {
+            let closed = poll_fn(|cx| stream.poll_closed(cx));
+            let soon = clock::now() + Duration::from_millis(50);
+            clock::by(soon, closed).await.is_some()
+        };
+        assert!(!closed(&mut stream).await, "nothing has come");
+        peer.write_all(b"more").expect("it is open");
+        peer.shutdown(Shutdown::Write).expect("it is open");
+        assert!(!closed(&mut stream).await, "something has come");
+        let mut read = [0; 4];
+        stream.read_exact(&mut read).await.expect("it has come");
+        assert_eq!(&read, b"more");
+        assert!(closed(&mut stream).await, "an end has come");
     }
 
     #[tokio::test]

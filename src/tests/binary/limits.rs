@@ -241,6 +241,30 @@ async fn a_caller_who_asks_on_and_on_and_reads_nothing_should_not_fill_the_memor
     assert_eq!(answer.one("x-chat-gateway-origin"), "upstream");
 }
 
+/// Calls that wait for a group.
+const WAITING: &str = "chat_gateway_queue_calls{quota=\"group_attributes\"} ";
+
+#[tokio::test]
+async fn a_caller_who_leaves_should_free_his_place_at_once() {
+    let upstream = Recorder::of_the_api().await;
+    let slow = [
+        "quota.group_attributes.limit=1",
+        "quota.group_attributes.window=20s",
+    ];
+    let gateway = Gateway::start(&upstream.url(), &slow).await;
+    let write = call(SET, "", &one_attribute("g"));
+    gateway.call(&write).await;
+    let waiting = async || value(&gateway, WAITING).await;
+    for leave in [drop, Connection::reset] {
+        let mut caller = Connection::to(gateway.traffic).await;
+        caller.send(&write).await;
+        until("him to wait", async || waiting().await == 1).await;
+        leave(caller);
+        until("him to be gone", async || waiting().await == 0).await;
+    }
+    assert_eq!(upstream.requests().len(), 1, "nobody waits any more");
+}
+
 #[tokio::test]
 async fn those_who_wait_should_keep_little_more_than_what_they_sent() {
     const MANY: usize = 300;
@@ -252,7 +276,6 @@ async fn those_who_wait_should_keep_little_more_than_what_they_sent() {
     ];
     let gateway = Gateway::start(&upstream.url(), &slow).await;
     let write = call(SET, "", &one_attribute("g"));
-    let waiting = "chat_gateway_queue_calls{quota=\"group_attributes\"} ";
     let mut callers = Vec::new();
     let (mut left, mut before) = (0, 0);
     // The first ones bring what all of them use.
@@ -264,7 +287,7 @@ async fn those_who_wait_should_keep_little_more_than_what_they_sent() {
             caller.send(&write).await;
             callers.push(caller);
         }
-        let all_wait = async || value(&gateway, waiting).await >= count as u64 - 5;
+        let all_wait = async || value(&gateway, WAITING).await >= count as u64 - 5;
         until("all to wait", all_wait).await;
     }
     let each = gateway.process.memory().saturating_sub(before) / left;

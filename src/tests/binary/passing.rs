@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use chat_gateway::clock;
+
 use super::{
     process::Gateway,
     recorder::{Deed, OK, Recorder},
-    wire::{Connection, Message, QUERY, SET, call, exchange, request},
+    wire::{Connection, Message, QUERY, SET, call, exchange, one_attribute, request},
 };
 
 /// A path that is no command.
@@ -299,6 +301,24 @@ async fn connections_should_be_kept_on_both_sides() {
         assert_eq!(caller.answer_to("GET").await.text(), "hi");
     }
     assert_eq!((upstream.requests().len(), upstream.connections()), (5, 1));
+}
+
+#[tokio::test]
+async fn calls_of_one_connection_should_be_answered_one_after_the_other() {
+    let upstream = Recorder::of_the_api().await;
+    let settings = ["quota.group_attributes.limit=1"];
+    let gateway = Gateway::start(&upstream.url(), &settings).await;
+    let write = call(SET, "", &one_attribute("room"));
+    let mut caller = Connection::to(gateway.traffic).await;
+    caller.send(&write.repeat(2)).await;
+    assert_eq!(caller.answer_to("POST").await.json()["ErrorCode"], 0);
+    // The second waits, and meanwhile a third comes.
+    clock::sleep(Duration::from_millis(100)).await;
+    caller.send(&write).await;
+    for _ in 0..2 {
+        assert_eq!(caller.answer_to("POST").await.json()["ErrorCode"], 0);
+    }
+    assert_eq!(upstream.requests().len(), 3);
 }
 
 #[tokio::test]
